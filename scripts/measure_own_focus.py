@@ -240,7 +240,7 @@ def on_photographs(focus: Focus, seed: int, photographs: Path, texts: Path) -> d
         assert text is not None, "what is written of photographs names things alone"
         pairs.append(replace(item, captions={focus.name: (text,)}, split="train"))
     scenes = replace(scenes, items=tuple(item for item, _ in chosen))
-    stand_ins = StandIns(scenes, mp.load_backbone("photo-small", device="cpu"))
+    stand_ins = StandIns(scenes, mp.load_backbone("photo-small", device="cpu"), captioner)
     return measure(focus, FocusTask(replace(scenes, items=tuple(pairs)), focus.name, stand_ins), judged, seed)
 
 

@@ -31,6 +31,7 @@ from mmprompt.captioning.measure import ANY_WORDS
 from mmprompt.captioning.metrics.adherence import FocusScores, lift, score_focus
 from mmprompt.captioning.metrics.judges import EVERYDAY, LexiconJudge
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, hard_prompt
+from mmprompt.captioning.readers.captioner import FrozenCaptioner
 from mmprompt.captioning.task import FocusTask
 from mmprompt.core.soft import LoRA
 from mmprompt.files import read_json
@@ -56,7 +57,8 @@ class Scenes(CaptionData):
 class StandIns(CaptionFeatures):
     """Features of scenes by the things that their first captions name, in place of those of images."""
 
-    def __init__(self, scenes: Scenes, backbone: DualEncoder) -> None:
+    def __init__(self, scenes: Scenes, backbone: DualEncoder, captioner: FrozenCaptioner) -> None:
+        self.captioner = captioner
         named = [sorted(set(nouns(item.of(None)[0]))) for item in scenes.items]
         things = sorted({thing for some in named for thing in some})
         texts = [backbone.tokenize(f"a photo of a {thing}.") for thing in things]
@@ -148,7 +150,7 @@ def main(
     """
     torch.set_num_threads(1)
     captioner, scenes = mp.load_captioner("photo", device="cpu"), scenes_of(texts, seed)
-    stand_ins = StandIns(scenes, mp.load_backbone("photo-small", device="cpu"))
+    stand_ins = StandIns(scenes, mp.load_backbone("photo-small", device="cpu"), captioner)
     items = list(mp.load_captions(data, images).with_captions("test", None))
     seen, judge = CaptionFeatures(captioner).of([item.image for item in items]), LexiconJudge(read_json(EVERYDAY))
 

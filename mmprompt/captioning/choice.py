@@ -73,7 +73,7 @@ def choose_method(
 
     The test part is not looked at; what `recipe` gives holds for every method. Two images or more are needed.
     """
-    features = task.features = task.features or CaptionFeatures(captioner)
+    features = task.shared(captioner)
     learned_from, held_out = _divided(task.data, task.focus)
     part = _Part(replace(task.data, items=learned_from), task.focus, features)
     score = partial(_probability, features, held_out, task.focus)
@@ -91,11 +91,16 @@ def choose_method(
     if not found:
         raise UserError(f"no method fits {captioner.name}: {next(iter(refused.values()))}")
     ranked = dict(sorted(found.items(), key=lambda pair: -pair[1]))
-    kept = tuple(replace(item, split="train") if item.split == "val" else item for item in task.data.items)
-    unseen = {item.image_id for item in held_out}
-    trial = Trial(learned[next(iter(ranked))], tuple(item for item in kept if item.image_id in unseen))
-    whole = FocusTask(replace(task.data, items=kept), task.focus, features, trial)
+    unseen, data = {item.image_id for item in held_out}, with_val_in_train(task.data)
+    trial = Trial(learned[next(iter(ranked))], tuple(item for item in data.items if item.image_id in unseen))
+    whole = FocusTask(data, task.focus, features, trial)
     return Choice(ranked | {"no prompt": bare}, len(held_out), refused, whole)
+
+
+def with_val_in_train(data: CaptionData) -> CaptionData:
+    """Return the data as a chosen method learns from it: the validation part belongs to the training part."""
+    items = tuple(replace(item, split="train") if item.split == "val" else item for item in data.items)
+    return replace(data, items=items)
 
 
 def _divided(data: CaptionData, focus: str) -> tuple[tuple[CaptionItem, ...], tuple[CaptionItem, ...]]:

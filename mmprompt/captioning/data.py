@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NEUTRAL = ""
 """The focus of captions that were written with none in mind."""
+NEUTRAL_NAME = "neutral"
 MAX_CAPTION_CHARACTERS = 2000
 HELD_OUT = 0.1
 """Share of the images that go to val, and to test, where a file divides nothing."""
@@ -157,6 +158,11 @@ class CaptionData:
         return tuple(item for item in self.items if item.split == split)
 
 
+def shown_name(focus: str) -> str:
+    """Return what a focus is called where people read of it."""
+    return focus or NEUTRAL_NAME
+
+
 DEFAULT_SET = "openart-scenes"
 EMBEDDED = {
     DEFAULT_SET: ("scenes/openart-scenes", "CC BY 4.0 (Twemoji), Apache 2.0 (Noto), MIT (Fluent)"),
@@ -209,6 +215,10 @@ def read_captions(
     rows, notes = without_images(rows) if format == "flickr" else (rows, ())
     if not rows:
         raise bad_file(path, "holds no captions", "Give a file that does.")
+    for row in rows:
+        if not isinstance(row.image, str) or not row.image.strip():
+            problem = f"the image is {row.image!r}, but its path was expected"
+            raise bad_file(f"{path}, {row.place}", problem, "Write it.")
     if unread := sorted({name for row in rows for name in row.unread}):
         notes = (*notes, f"Passed over the keys {shortened(unread)}, which say nothing of a caption.")
     own_folder = path if path.is_dir() else path.parent
@@ -299,25 +309,23 @@ def _with_images(rows: Sequence[CaptionRow], root: Path, path: Path) -> tuple[li
     return kept, tuple(notes)
 
 
-def _is_there(name: object, inside: SafeRoot) -> bool:
+def _is_there(name: str, inside: SafeRoot) -> bool:
     """Return whether an image is there; one that is named wrongly is left for its refusal."""
     try:
-        return not isinstance(name, str) or not name.strip() or inside.join(name).is_file()
+        return inside.join(name).is_file()
     except (UserError, ValueError, OSError):
         return True
 
 
 def _find_image(row: CaptionRow, inside: SafeRoot, place: str) -> Path:
-    if not isinstance(row.image, str) or not row.image.strip():
-        raise bad_file(place, f"the image is {row.image!r}, but its path was expected", "Write it.")
     try:
         image = inside.join(row.image)
         is_there = image.is_file()
     except (UserError, ValueError, OSError) as error:
         raise UserError(f"{place}: {error}") from None
     if not is_there:
-        advice = "Give the folder of the images as `images`, or pass over such captions with `skip_missing=True`."
-        raise bad_file(place, f"{row.image} is not in {inside.root}", advice)
+        ways = "with the folder of the images as `images`, or with `skip_missing=True`"
+        raise bad_file(place, f"{row.image} is not in {inside.root}", f"Put it there, or load the captions {ways}.")
     return image
 
 

@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmprompt.captioning.data import CaptionData, CaptionItem, load_captions
+from mmprompt.captioning.choice import with_val_in_train
+from mmprompt.captioning.data import CaptionData, CaptionItem, load_captions, shown_name
 from mmprompt.captioning.focus_sets import build_focus
 from mmprompt.captioning.measure import focus_loss, wordings_for
 from mmprompt.captioning.metrics.tokens import tokenize
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.report import whole_in_square
+from mmprompt.captioning.search import prompt_slots
+from mmprompt.captioning.task import encode_captions
 from mmprompt.core.words import greedy_words, nearest_by_cosine, token_gaps
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
@@ -49,10 +52,18 @@ def sections_of(captioner: Captioner, data: CaptionData, asked: Asked) -> tuple[
     focus = focus_of(captioner.prompt)
     held_out = [item for item in data.with_captions(asked.split, None) if item.of(focus)]
     if not held_out:
-        raise UserError(f"{data.name} has no {asked.split} images with captions of {focus}. Use another `split`.")
+        raise UserError(
+            f"{data.name} has no {asked.split} images with captions of {shown_name(focus)}. Use another `split`."
+        )
+    learned_from = asked.training.get("data", {}).get("fingerprint")
+    if asked.split == "val" and with_val_in_train(data).fingerprint == learned_from:
+        raise UserError(
+            "this run learned from the val part too, but images held out are looked at. Use `split='test'`."
+        )
     look = _Look(captioner, data, evenly(held_out, MOST_IMAGES), asked)
     bare, learned = look.loss({}), look.loss(look.inserts)
-    headline = f"A token of the captions of {focus} costs {learned:.2f} nats with the prompt and {bare:.2f} without."
+    headline = f"A token of the captions of {shown_name(focus)} costs {learned:.2f} nats with the prompt and "
+    headline += f"{bare:.2f} without."
     sections = [
         look.words(),
         look.worth(learned),
@@ -76,7 +87,11 @@ class _Look:
 
     def loss(self, inserts: Inserts, items: list[CaptionItem] | None = None) -> float:
         """Return the cross entropy of the focus's captions, in nats a token."""
-        return focus_loss(self.features, items or self.items, self.focus, inserts)
+        return focus_loss(self.features, items or self.items, self.focus, inserts, self.room(inserts))
+
+    def room(self, inserts: Inserts) -> int:
+        """Return how many tokens of a caption are looked at: no more than there is room for beside the prompt."""
+        return self.backbone.decoder.budget - max(prompt_slots(inserts), prompt_slots(self.inserts))
 
     @property
     def context(self) -> Tensor | None:
@@ -149,15 +164,15 @@ class _Look:
             return None
         items, encoded = self.items[:N_MAPPED], self.encoded[:N_MAPPED]
         texts = [item.of(self.focus)[0] for item in items]
-        maps, end = [], self.backbone.decoder.end_id
-        ids = [(*self.backbone.tokenizer.encode(text), end) for text in texts]
+        maps, words = [], [[self.backbone.tokenizer.encode(text)] for text in texts]
+        ids = [ids for (ids,) in encode_captions(self.backbone, words, self.room(self.inserts)).token_ids]
         for name, inserts in (("without", {}), ("learned", self.inserts)):
             found = evidence(self.backbone, encoded, inserts, ids)
             maps.append((name, found[:, -(side**2) :].unflatten(1, (side, side)).numpy()))
         alike = [float(np.corrcoef(*(each[n].ravel() for _, each in maps))[0, 1]) for n in range(len(items))]
         images = [whole_in_square(read_image(item.image)) for item in items]
-        said = f"What the captions of {self.focus} rest on. The maps with and without the prompt correlate by "
-        said += f"{np.mean(alike):.2f} on average: near 1, the prompt looks at the same places."
+        said = f"What the captions of {shown_name(self.focus)} rest on. The maps with and without the prompt correlate "
+        said += f"by {np.mean(alike):.2f} on average: near 1, the prompt looks at the same places."
         rows = [(item.image_id, text, each) for item, text, each in zip(items, texts, alike, strict=True)]
         chart = partial(draw_maps, images, texts, maps)
         note = "Gradient times input at the image features that the decoder reads, of a caption that people wrote. "

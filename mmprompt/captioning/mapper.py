@@ -36,7 +36,7 @@ from mmprompt.training.recipe import Recipe
 from mmprompt.training.run_files import run_id_of, run_lock
 
 N_WATCHED = 100
-"""Validation images that a mapper's captions are judged on while it learns."""
+"""Validation images that a mapper's captions are judged on while it learns; of one alone there is no CIDEr-D."""
 
 
 @checked
@@ -53,7 +53,8 @@ def fit_mapper(
     """Learn the mapper between a frozen image encoder and a frozen language model (Mokady et al. 2021, "ClipCap").
 
     It is learned once, from captions of no focus where the data has some; prompts are then learned on top of it. Of the
-    epochs, the one is kept whose captions of the validation part, or of its first 100 images, have the best CIDEr-D.
+    epochs, the one is kept whose captions of the validation part, or of its first 100 images, have the best CIDEr-D;
+    the last one where fewer than two images are there to validate on.
 
     Args:
         captioner: of `load_captioner("ENCODER + LM")`; its mapper is trained in place. Or `photo` or `tiny`, which
@@ -80,6 +81,7 @@ def fit_mapper(
     captioner, mapper = _trainable(captioner)
     focus = NEUTRAL if any(item.of(NEUTRAL) for item in data.train) else None
     items, watched = data.with_captions("train", focus), [item for item in data.val if item.of(focus)][:N_WATCHED]
+    watched = watched if len(watched) > 1 else []
     training = folder.with_name(f"{folder.name}-training")
     with run_lock(training):
         encoded = CaptionFeatures(captioner, progress=progress).of([item.image for item in [*items, *watched]])
@@ -93,20 +95,25 @@ def fit_mapper(
         if watched:
             callbacks = (EarlyStopping(recipe.patience or n_epochs, name="cider_d"), *callbacks)
             recipe = replace(recipe, patience=None)  # the loop's own would call it an accuracy
-        history = train(problem, recipe, seed, n_epochs, training, run_id_of(config), callbacks, resume)
-        mapper.requires_grad_(False)
+        try:
+            history = train(problem, recipe, seed, n_epochs, training, run_id_of(config), callbacks, resume)
+        finally:
+            mapper.requires_grad_(False)
         refuse_changed(captioner)
         save_mapped(captioner, folder)
     return history
 
 
 def _trainable(captioner: FrozenCaptioner) -> tuple[FrozenCaptioner, nn.Module]:
-    """Return a captioner whose mapper may learn, and the mapper; refuse one that has none."""
+    """Return a captioner whose mapper may learn, and the mapper; refuse one that has none, or a frozen one."""
     captioner = reopened(captioner) if captioner.name in SHIPPED else captioner
-    mapper = getattr(captioner.decoder, "mapper", None)
-    if mapper is None or not ("+" in captioner.name or captioner.name in SHIPPED):
+    mapper: Any = getattr(captioner.decoder, "mapper", None)
+    is_known = hasattr(mapper, "settings")  # as each has that `new_mapper` made
+    if not is_known or mapper in captioner.model.modules():
+        for_whom = "method mapper is for an image encoder and a language model"
+        reason = "its own is trained already" if is_known else for_whom
         raise UserError(
-            f"{captioner.name} has no mapper to train: method mapper is for an image encoder and a language model. "
+            f"{captioner.name} has no mapper to train: {reason}. "
             "Use `backbone='ENCODER + LM'`, or `method='prompt-tuning'`."
         )
     return captioner, mapper

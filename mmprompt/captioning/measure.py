@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmprompt.captioning.data import CaptionData, CaptionItem
+from mmprompt.captioning.data import NEUTRAL, NEUTRAL_NAME, CaptionData, CaptionItem, shown_name
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.metrics.adherence import Confusion, FocusScores, Lift, confusion, lift, score_focus
 from mmprompt.captioning.metrics.caption_metrics import (
@@ -24,9 +24,10 @@ from mmprompt.captioning.metrics.caption_metrics import (
     score_captions,
 )
 from mmprompt.captioning.metrics.judges import Judge, judge_for
-from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, focus_of, hard_prompt
+from mmprompt.captioning.predictor import Captioner, CaptionFeatures, Guidance, features_for, focus_of, hard_prompt
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
-from mmprompt.captioning.task import FocusTask
+from mmprompt.captioning.search import prompt_slots
+from mmprompt.captioning.task import FocusTask, encode_captions
 from mmprompt.core.learned import Prompt
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.models.dual_encoder.interface import DualEncoder
@@ -43,6 +44,7 @@ HARD_WORDS = {
     "objects": ("a picture of two objects:", "the objects are", "describe the objects:"),
     "emotions": ("a picture of a face:", "the feelings are", "describe the emotion:"),
     "actions": ("a picture of a person:", "the actions are", "describe the action:"),
+    NEUTRAL_NAME: ("a picture of", "the picture shows", "describe the picture:"),
 }
 """What somebody would write without looking at the captions the captioner was trained on."""
 ANY_WORDS = ("a picture of {}:", "the {} are", "describe the {}:")
@@ -50,14 +52,14 @@ ANY_WORDS = ("a picture of {}:", "the {} are", "describe the {}:")
 
 def wordings_for(focus: str) -> tuple[str, ...]:
     """Return what somebody would write to ask for a focus."""
-    return HARD_WORDS.get(focus) or tuple(words.format(focus) for words in ANY_WORDS)
+    return HARD_WORDS.get(shown_name(focus)) or tuple(words.format(focus) for words in ANY_WORDS)
 
 
 @dataclass(frozen=True)
 class Speaker:
     """A captioner with one prompt, with words, or with none, and what it said of each image, by its id.
 
-    Its name is the focus of a learned prompt, "words: FOCUS", or "no prompt", whose focus is "".
+    Its name is the focus of a learned prompt ("neutral" for none), "words: FOCUS", or "no prompt", whose focus is "".
     """
 
     name: str
@@ -177,26 +179,30 @@ def measure_captions(
         UserError: there is no prompt, two have one focus, `words` are for another one, nothing is there to tell one by
             (no word list, no training captions), the part is empty, or pycocoevalcap is not installed.
     """
-    by_focus = {focus_of(prompt): prompt for prompt in prompts}
+    focuses = [shown_name(focus_of(prompt)) for prompt in prompts]
+    by_focus = dict(zip(focuses, prompts, strict=True))
     if not prompts or len(by_focus) < len(prompts):
-        given, advice = ", ".join(map(focus_of, prompts)) or "empty", "Give `prompts`, each of another focus."
+        given, advice = ", ".join(focuses) or "empty", "Give `prompts`, each of another focus."
         raise bad_value("prompts", given, "one prompt a focus is needed", advice)
-    for focus in words or ():
+    words = {shown_name(focus): text for focus, text in (words or {}).items()}
+    for focus in words:
         if focus not in by_focus:
             raise unknown_name("prompt for the focus", focus, by_focus)
     coco_module("cider.cider")  # missed now, not after the captions are written
+    data = _filed_by_name(data) if NEUTRAL in map(focus_of, prompts) else data
     stage = _Stage.set(captioner, data, tuple(by_focus), decoding, features)
     judge, items = stage.judge, data.with_captions(split, None)
     speakers = [Speaker(NO_PROMPT, "", stage.say(items, Guidance()))]
     losses: dict[str, dict[str, float]] = {}
     for focus, prompt in by_focus.items():
         own = [item for item in items if item.of(focus)]
-        wording = (words or {}).get(focus) or stage.best_words(data, focus)
+        wording = words.get(focus) or stage.best_words(data, focus)
         hard = hard_prompt(captioner, focus, wording)
         speakers.append(Speaker(f"words: {focus}", focus, stage.say(items, Guidance(((hard, 1.0),))), wording))
         speakers.append(Speaker(focus, focus, stage.say(items, Guidance(((prompt, 1.0),)))))
         spoken = {NO_PROMPT: {}, f"words: {focus}": hard.inserts(), focus: prompt.inserts()} if own else {}
-        losses[focus] = {name: focus_loss(stage.features, own, focus, inserts) for name, inserts in spoken.items()}
+        room = captioner.decoder.budget - max(map(prompt_slots, spoken.values()), default=0)  # the same tokens for all
+        losses[focus] = {name: focus_loss(stage.features, own, focus, some, room) for name, some in spoken.items()}
         if progress is not None:
             progress(len(speakers), 2 * len(prompts) + 1)
     scores = {one.name: {f: score_focus(one.said, items, f, judge) for f in judge.focuses} for one in speakers}
@@ -235,24 +241,30 @@ def evaluate(
 
     See `core.fit.evaluate`.
     """
-    focus = focus_of(captioner.prompt)
+    focus = shown_name(focus_of(captioner.prompt))
     if isinstance(data, FocusTask):
         data = data.data
     if not isinstance(data, CaptionData):
+        if not data:
+            raise UserError("there are no images to evaluate on. Give items with captions, or a part that holds some.")
         items = tuple(replace(item, split="test") for item in data)
         data, split = CaptionData("items", Path(), items), "test"
+    data = data if focus_of(captioner.prompt) else _filed_by_name(data)
     stage = _Stage.set(captioner.backbone, data, (focus,), captioner.decoding, features)
     items = data.with_captions(split, None)
     return score_focus(stage.say(items, captioner.guidance), items, focus, stage.judge)
 
 
 def focus_loss(
-    features: CaptionFeatures, items: Sequence[CaptionItem], focus: str, inserts: Mapping[Site, Insert]
+    features: CaptionFeatures, items: Sequence[CaptionItem], focus: str, inserts: Mapping[Site, Insert], room: int
 ) -> float:
-    """Return the cross entropy, in nats a token, of all captions of a focus that some images have."""
-    encode, end = features.captioner.tokenizer.encode, features.captioner.decoder.end_id
-    captions = [[(*encode(text), end) for text in item.of(focus)] for item in items]
-    return -features.log_probs([item.image for item in items], captions, inserts).mean().item()
+    """Return the cross entropy, in nats a token, of all captions of a focus that some images have.
+
+    Those that are longer than `room` tokens are cut, as they are for a training.
+    """
+    words = [[features.captioner.tokenizer.encode(text) for text in item.of(focus)] for item in items]
+    captions = encode_captions(features.captioner, words, room)
+    return -features.log_probs([item.image for item in items], captions.token_ids, inserts).mean().item()
 
 
 def _lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> dict[str, Lift]:
@@ -263,6 +275,13 @@ def _lifts_of(focus: str, scores: Mapping[str, Mapping[str, FocusScores]]) -> di
             if learned.values[measure] is not None and rival.values[measure] is not None:
                 lifts[f"{measure} over {name}"] = lift(learned, rival, measure)
     return lifts
+
+
+def _filed_by_name(data: CaptionData) -> CaptionData:
+    """Return data whose captions of no focus are filed under the name that people read, too."""
+    items = [replace(item, captions={**item.captions, NEUTRAL_NAME: item.of(NEUTRAL)}) for item in data.items]
+    lexicon = {shown_name(focus): entries for focus, entries in data.lexicon.items()}
+    return replace(data, items=tuple(items), lexicon=lexicon)
 
 
 def _references(items: Sequence[CaptionItem], focus: str | None) -> dict[str, tuple[str, ...]]:
@@ -289,7 +308,7 @@ class _Stage:
         features: CaptionFeatures | None,
     ) -> _Stage:
         """Prepare what is measured, and its judge; captions without a prompt stand for those without the focus."""
-        features, looked_at = features or CaptionFeatures(captioner), data.train[:N_CURVE]
+        features, looked_at = features_for(captioner, features), data.train[:N_CURVE]
 
         def without() -> list[str]:
             seen = features.of([item.image for item in looked_at])
@@ -326,7 +345,7 @@ class _Stage:
         """Measure one prompt at several strengths."""
         if len(items) < 2 and strengths:
             raise UserError("a curve over strength needs two images or more. Give more images, or no strengths.")
-        points, focus = [], focus_of(prompt)
+        points, focus = [], shown_name(focus_of(prompt))
         for strength in strengths:
             said = self.say(items, Guidance(((prompt, 1.0),), strength))
             values = score_focus(said, items, focus, self.judge).values

@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 import mmprompt.display as display
+from mmprompt.captioning.data import shown_name
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.captioning.readers.load import load_captioner
@@ -174,7 +175,7 @@ class Captioner:
         check_settings(self)
 
     def __repr__(self) -> str:
-        focuses = ", ".join(focus_of(prompt) for prompt, _ in self.guidance.prompts)
+        focuses = ", ".join(shown_name(focus_of(prompt)) for prompt, _ in self.guidance.prompts)
         return f"<Captioner: {focuses or 'no focus'}, on {self.backbone.name}>"
 
     def _repr_html_(self) -> str:
@@ -287,7 +288,7 @@ class Captioner:
     def _caption(self, *turns: Sequence[Found]) -> Caption:
         """Make the caption of an image of what was found for each of its parts, best first; each is a sentence."""
         captions = []
-        for parts in zip(*turns, strict=True):
+        for parts in zip(*turns, strict=False):  # as many as every part has
             texts = [self.backbone.tokenizer.decode(part.token_ids) for part in parts]
             ended = [text if not text[-1:].isalnum() else f"{text}." for text in texts]
             text = " ".join(ended) if len(parts) > 1 else texts[0]
@@ -358,6 +359,21 @@ class CaptionFeatures(ImageFeatures):
             kv_cache = self.captioner.open(self.of(paths[start : start + BATCH]))
             parts.append(self.captioner.log_probs(kv_cache, inserts, captions[start : start + BATCH]))
         return torch.cat(parts)
+
+
+def features_for(captioner: FrozenCaptioner, given: CaptionFeatures | None) -> CaptionFeatures:
+    """Return the features that were given, or new ones; refuse those of a captioner that sees its images otherwise."""
+    if given is None:
+        return CaptionFeatures(captioner)
+    own = given.captioner
+    if (own.fingerprint, own.image_shape) != (captioner.fingerprint, captioner.image_shape):
+        is_of, is_for = (
+            f"{one.name} ({one.fingerprint[:12]}, {' x '.join(map(str, one.image_shape))})" for one in (own, captioner)
+        )
+        raise UserError(
+            f"the image features are of {is_of}, but the captioner is {is_for}. Give CaptionFeatures of the captioner."
+        )
+    return given
 
 
 def _flat_features(captioner: FrozenCaptioner, images: Tensor, inserts: object, raw: bool) -> Tensor:

@@ -112,7 +112,8 @@ def search(
 ) -> list[list[Found]]:
     """Search the captions of every image of `captioner.open`, best first, in the branches of `mixture`.
 
-    The random numbers of each image depend on its number beside the seed, its place by default.
+    Beams find fewer than `n_best` where the branches leave fewer that can be. The random numbers of each image depend
+    on its number beside the seed, its place by default.
     """
     room = captioner.decoder.budget - max(prompt_slots(branch.inserts) for branch in branches)
     n_tokens, n_best = min(decoding.max_tokens, room), decoding.n_best
@@ -233,6 +234,7 @@ def _extend(
     Return the parent of every beam that runs on.
     """
     n_beams = decoding.n_beams
+    candidates = [candidate for candidate in candidates if candidate[0] > float("-inf")]  # the others cannot be
     running: list[tuple[float, int, int]] = []
     for rank, (total, parent, token) in enumerate(candidates):
         is_end = token == end_id
@@ -241,13 +243,12 @@ def _extend(
             image.ended.append(Found(ids, total, total / length**decoding.length_penalty, not is_end))
         elif not is_end and len(running) < n_beams:
             running.append((total, parent, token))
-    while len(running) < n_beams:  # a vocabulary smaller than the beams: repeat the worst, out of the race
+    while len(running) < n_beams:  # fewer ways to go on than beams: repeat the worst, out of the race
         total, parent, token = running[-1] if running else (0.0, 0, end_id)
         running.append((float("-inf"), parent, token))
     image.ended = sorted(image.ended, key=lambda caption: -caption.score)[:n_beams]
-    if len(image.ended) == n_beams:
-        best_possible = running[0][0] / length**decoding.length_penalty
-        image.is_open = image.is_open and best_possible > image.ended[-1].score
+    best_possible = running[0][0] / length**decoding.length_penalty
+    image.is_open &= best_possible > (image.ended[-1].score if len(image.ended) == n_beams else float("-inf"))
     image.rows = [[*image.rows[parent], token] for _, parent, token in running]
     image.sums = [total for total, _, _ in running]
     return [parent for _, parent, _ in running]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import partial
 from itertools import chain
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprompt.captioning.data import CaptionData, CaptionItem
+from mmprompt.captioning.data import CaptionData, CaptionItem, shown_name
 from mmprompt.captioning.decoding import Decoding
 from mmprompt.captioning.focus_sets import own_words, token_beginnings
 from mmprompt.captioning.methods import METHODS
@@ -28,6 +28,7 @@ from mmprompt.captioning.predictor import (
     CaptionTemplate,
     Guidance,
     embed_words,
+    features_for,
     hard_prompt,
 )
 from mmprompt.captioning.readers.captioner import FrozenCaptioner
@@ -39,6 +40,7 @@ from mmprompt.core.method import Method, Start, resolved_recipe
 from mmprompt.core.words import commonest
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KVCache
+from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.sites import Insert, Site, low_rank_of
 from mmprompt.settings import check, check_settings
 from mmprompt.training.problem import StepResult
@@ -180,6 +182,7 @@ class FocusTask(Task[Captioner]):
     focus: str
     features: CaptionFeatures | None = None
     trial: Trial | None = None
+    _kept: CaptionFeatures | None = field(default=None, init=False, repr=False)
 
     kind = "captioning"
     methods = METHODS
@@ -196,8 +199,7 @@ class FocusTask(Task[Captioner]):
 
     def predictor(self, method: Method, model: FrozenCaptioner, seed: int) -> Captioner:
         """Make the captioner with an untrained prompt."""
-        self.features = self.features or CaptionFeatures(model)
-        self.image_features = self.features.of([item.image for item in self.items])
+        self.image_features = self.shared(model).of([item.image for item in self.items])
         self.words = tokenize_captions(model, [item.of(self.focus) for item in self.items])
         tokens = [ids for captions in self.words for ids in captions]
 
@@ -274,7 +276,8 @@ class FocusTask(Task[Captioner]):
         longest = 1 + max(len(ids) for some in self.words for ids in some)
         if longest > Decoding().max_tokens:
             notices.append(
-                f"Captions of {self.focus} have up to {longest} tokens: write them with --max-tokens {longest}."
+                f"Captions of {shown_name(self.focus)} have up to {longest} tokens: "
+                f"write them with --max-tokens {longest}."
             )
         return [*notices, *self._notices_on_others(predictor, longest)]
 
@@ -286,11 +289,10 @@ class FocusTask(Task[Captioner]):
         """
         from mmprompt.captioning.measure import wordings_for
 
-        assert self.features is not None, "a predictor was made"
         val = tuple(item for item in self.data.val if item.of(self.focus))
         trial = self.trial or Trial(predictor, val or self.items)
         items, is_other = trial.items[:HELD_AGAINST], trial.items is not self.items
-        seen = self.features.of([item.image for item in items])
+        seen = self.shared(predictor.backbone).of([item.image for item in items])
         decoding = Decoding(max_tokens=max(Decoding().max_tokens, longest))
 
         def likeness(captions: Sequence[str]) -> Tensor:
@@ -311,7 +313,8 @@ class FocusTask(Task[Captioner]):
         if all(is_no_less(own, other) for other in (wordings, elsewhere)):
             return []
         what = self.focus or "what the captions speak of"
-        such = "" if low_rank_of(predictor.prompt.inserts()) else ", such as lora"
+        is_left = isinstance(predictor.backbone.decoder, CausalReader) and not low_rank_of(predictor.prompt.inserts())
+        such = ", such as lora" if is_left else ""
         return [
             f"{what} was not learned: of {len(items)} {'other ' if is_other else ''}images, captions with "
             f"this prompt are {100 * own.mean():.0f} % like those that were written, captions of other images in the "
@@ -330,7 +333,16 @@ class FocusTask(Task[Captioner]):
         from mmprompt.captioning.measure import evaluate
 
         asked = tuple(replace(item, split="test") for item in items)
-        return evaluate(predictor, replace(self.data, items=(*self.data.train, *asked)), features=self.features)
+        shared = self.shared(predictor.backbone)
+        return evaluate(predictor, replace(self.data, items=(*self.data.train, *asked)), features=shared)
+
+    def shared(self, captioner: FrozenCaptioner) -> CaptionFeatures:
+        """Give the image features that were given, else some that are kept while the captioner is the same."""
+        if self.features is not None:
+            return features_for(captioner, self.features)
+        if self._kept is None or self._kept.captioner is not captioner:
+            self._kept = CaptionFeatures(captioner)
+        return self._kept
 
 
 def is_no_less(some: Tensor, others: Tensor) -> bool:

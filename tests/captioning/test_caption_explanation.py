@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import mmprompt as mp
+from mmprompt.captioning import choice
 from mmprompt.captioning.data import CaptionData
 from mmprompt.captioning.explanation import evidence
 from mmprompt.captioning.predictor import CaptionFeatures, CaptionTemplate
@@ -15,6 +17,8 @@ from mmprompt.captioning.readers.captioner import LM_INPUT, FrozenCaptioner
 from mmprompt.core.learned import Learned, Prompt
 from mmprompt.errors import UserError
 from mmprompt.models.sites import Site, without_vector
+from mmprompt.training.recipe import Recipe
+from tests.captioner_models import save_blip
 from tests.small_captioners import small_captioner, small_captions
 
 
@@ -95,6 +99,27 @@ def test_evidence_is_the_gradient_times_the_input_by_small_steps(captioner: Froz
             slope = (log_prob(image + moved) - log_prob(image - moved)) / (2 * step)
             total += slope * image[0, token, place].item()
         assert found[0, token].item() == pytest.approx(abs(total), rel=0.03, abs=1e-3)
+
+
+def test_captions_that_do_not_fit_are_cut(data: CaptionData, tmp_path: Path) -> None:
+    captioner = mp.load_captioner(f"hf:{save_blip(tmp_path / 'blip')}", device="cpu")
+    long = replace(data.test[0], captions={"numbers": ("a dog " * 30,)})
+    one = mp.Captioner(captioner, mp.captioning.Guidance(((prompt_of(vectors(captioner, 2)).float(), 1.0),)))
+    told = mp.explain(one, replace(data, items=(*data.train[:4], long)), to_words=True)
+    assert {"maps", "in_words"} <= told.tables.keys()
+
+
+def test_images_that_were_learned_from_are_not_held_out(
+    captioner: FrozenCaptioner, data: CaptionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "CANDIDATES", {"prompt-tuning": mp.PromptTuning(1)})
+    chosen = choice.choose_method(captioner, data.focus("numbers"), Recipe(epochs=1), progress=False)
+    mp.fit(chosen.method, captioner, chosen.task, tmp_path / "run", epochs=1, progress=False)
+    with pytest.raises(UserError, match=r"this run learned from the val part too, .*\. Use `split='test'`\."):
+        mp.explain(tmp_path / "run", data, captioner, split="val")
+    mp.explain(tmp_path / "run", data, captioner)
+    mp.fit(chosen.method, captioner, data.focus("numbers"), tmp_path / "train alone", epochs=1, progress=False)
+    mp.explain(tmp_path / "train alone", data, captioner, split="val")
 
 
 def test_captions_of_another_set_are_refused(

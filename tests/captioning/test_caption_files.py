@@ -274,7 +274,7 @@ def test_a_flickr_token_file_works_with_half_of_its_pictures(folder: Path) -> No
     path = written(folder, "\n".join(lines), "tokens.txt")
     assert ", line 3: x.jpg is not in" in (message := refusal(path))
     assert message.endswith(
-        "Give the folder of the images as `images`, or pass over such captions with `skip_missing=True`."
+        "Put it there, or load the captions with the folder of the images as `images`, or with `skip_missing=True`."
     )
     data = load_captions(path, skip_missing=True)
     assert by_id(data) == {f"{name}.jpg": {"": (f"caption 0 of {name}", f"caption 1 of {name}")} for name in "abc"}
@@ -302,6 +302,20 @@ def test_no_image_at_all_is_no_data_and_what_is_wrong_stays_wrong(folder: Path) 
     assert refusal(path, skip_missing=True) == message
     path = jsonl(folder, {"image": "../a.jpg", "captions": ["a"]}, {"image": "a.jpg", "captions": ["b"]})
     assert "line 1: " in refusal(path, skip_missing=True)
+
+
+@pytest.mark.parametrize("name", [["a.jpg"], {"a": "jpg"}], ids=str)
+@pytest.mark.parametrize(
+    ("content", "key"), [("COCO", "file_name"), ("KARPATHY", "filename"), ("SENTICAP", "filename")]
+)
+def test_an_image_that_is_no_text_is_refused_also_where_missing_ones_are_passed_over(
+    folder: Path, content: str, key: str, name: Any
+) -> None:
+    record = json.loads(json.dumps(globals()[content]))
+    record["images"][0] |= {key: name, "filepath": ""}
+    path = written(folder, record, "captions.json")
+    for skip_missing in (False, True):
+        assert f"the image is {name!r}, but its path was expected" in refusal(path, skip_missing=skip_missing)
 
 
 def test_a_lexicon_may_list_words(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 import mmprompt as mp
 from mmprompt.captioning import measure as caption_measure
 from mmprompt.captioning.decoding import Decoding
-from mmprompt.captioning.measure import NO_PROMPT, measure_captions
+from mmprompt.captioning.measure import NO_PROMPT, measure_captions, wordings_for
 from mmprompt.captioning.metrics.adherence import score_focus
+from mmprompt.captioning.metrics.caption_metrics import score_captions
 from mmprompt.captioning.metrics.judges import LexiconJudge, judge_for
 from mmprompt.captioning.predictor import Captioner, CaptionFeatures, CaptionTemplate, Guidance, hard_prompt
 from mmprompt.captioning.readers.captioner import LM_INPUT
@@ -136,6 +137,17 @@ def test_losses_are_of_the_captions_that_people_wrote(captioner, data):
     assert len(set(measure.losses["numbers"].values())) == 3
 
 
+def test_captions_that_do_not_fit_are_cut_alike_for_every_speaker(data):
+    captioner = small_captioner("gpt2")
+    room = captioner.decoder.budget - 3  # beside three vectors, the wordings are no longer
+    losses = []
+    for length in (room, 70):
+        item = replace(data.test[0], captions={"numbers": (" ".join(["5", "7"] * 35)[: 2 * length],)})
+        one = replace(data, items=(*data.train, *data.val, item, replace(data.test[1], captions={"numbers": ("5",)})))
+        losses.append(measured(captioner, one, strengths=()).losses)
+    assert losses[0] == losses[1]
+
+
 def test_a_focus_of_ones_own_is_measured_by_a_classifier_beside_what_is_said_unprompted(captioner, data):
     measure = measured(captioner, replace(data, lexicon={}), strengths=())
     assert measure.judge == "classifier"
@@ -147,6 +159,28 @@ def test_a_focus_of_ones_own_is_measured_by_a_classifier_beside_what_is_said_unp
     assert share == sum(bool(judge.items(text)["numbers"]) for text in said[NO_PROMPT].values()) / len(data.test)
     assert measure.focus_scores["numbers"]["numbers"].human["adherence"] == 1.0
     assert set(measure.lifts["numbers"]) == {"adherence over none", "adherence over words"}
+
+
+def test_captions_of_no_focus_are_called_neutral_and_asked_for_in_plain_words(captioner, data):
+    items = [replace(item, captions={"": item.captions["numbers"], "other": ("39",)}) for item in data.items]
+    data = replace(data, items=tuple(items), lexicon={})
+    prompt = prompt_of(captioner, 1, "")
+    measure = measure_captions(captioner, data, [prompt], decoding=QUICK, words={"": "7 8"})
+    assert [speaker.name for speaker in measure.speakers] == [NO_PROMPT, "words: neutral", "neutral"]
+    assert (
+        measure.focuses
+        == measure.confusion.focuses
+        == tuple(measure.losses)
+        == tuple(measure.strengths)
+        == ("neutral",)
+    )
+    assert any("is of neutral is told by a classifier" in note for note in measure.notes)
+    own = {item.image_id: item.of("") for item in data.test}
+    assert measure.text_scores["neutral"] == score_captions(measure.speakers[2].said, own)
+    steered = Captioner(captioner, Guidance(((prompt, 1.0),)), QUICK)
+    assert repr(steered).startswith("<Captioner: neutral, on")
+    assert repr(mp.evaluate(steered, data)).startswith("<FocusScores: neutral, ")
+    assert wordings_for("") == ("a picture of", "the picture shows", "describe the picture:")
 
 
 def test_two_prompts_of_one_focus_or_none_are_refused(captioner, data):
@@ -183,6 +217,8 @@ def test_what_is_no_captions_is_refused_and_single_items_need_a_judge(captioner,
         mp.evaluate(steered, "emotions")
     with pytest.raises(UserError, match="no training captions of 'numbers'"):
         mp.evaluate(steered, data.test)
+    with pytest.raises(UserError, match=r"^there are no images to evaluate on\. Give items with captions, or a part"):
+        mp.evaluate(steered, [])
 
 
 def test_a_result_is_evaluated_by_what_its_training_part_teaches_the_judge(captioner, data):

@@ -162,6 +162,19 @@ def test_a_pushed_prompt_that_would_end_says_what_is_plausible_beside_the_end(
     assert (said >= first.max(-1).values + math.log(PLAUSIBLE)).all()
 
 
+def test_beams_of_a_pushed_prompt_end_in_the_plausible_captions_alone(captioner, features):
+    kv_cache, branches = captioner.open(features), mixture(soft(captioner, 5), 3.0)
+    decoding = Decoding(max_tokens=1, min_tokens=0, n_beams=WORDS, n_best=WORDS)
+    found = search(captioner, kv_cache, branches, decoding)
+    prompted = captioner.prefill(kv_cache, branches[0].inserts).logits.softmax(-1)
+    plausible = prompted >= PLAUSIBLE * prompted.max(-1, keepdim=True).values
+    for some, allowed in zip(found, plausible, strict=True):
+        assert all(math.isfinite(one.log_prob) for one in some)
+        said = {one.token_ids[0] if one.token_ids else END for one in some}
+        assert said == set(allowed.nonzero()[:, 0].tolist())
+        assert len(some) == len(said) < WORDS
+
+
 class Silent:
     """A decoder that would rather say nothing."""
 

@@ -121,7 +121,9 @@ def test_captions_of_no_focus_are_learned_in_a_folder_of_their_own(scenes, neutr
     monkeypatch.chdir(tmp_path)
     words = ["caption", "train", "--data", str(neutral), "--images", str(scenes), "--skip-missing", "--focus", ""]
     assert main([*words, "--method", "prompt-tuning", "--epochs", "1", "--device", "cpu"]) == 0
-    assert "The prompt is in runs/neutral." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "The prompt is in runs/neutral." in said
+    assert re.search("image +without a prompt +neutral\n", said)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["neutral"]
 
 
@@ -143,6 +145,21 @@ def test_a_setting_that_was_typed_holds_for_every_method_also_where_it_is_the_de
 def test_options_of_a_mapper_are_refused_where_none_is_learned(option, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["caption", "train", *option]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--focus", "moods"], "focus is moods, but a mapper is learned before any focus. Use --method mapper+prompt-"),
+        (["--choose"], "choose is True, but a mapper is learned before any focus. Use"),
+        (["--n-soft", "4"], "there is no option --n-soft"),
+    ],
+)
+def test_options_of_a_prompt_are_refused_where_a_mapper_alone_is_learned(option, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["caption", "train", "--method", "mapper", *option]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -240,6 +240,16 @@ def test_n_best_captions_come_in_order(captioner, images):
         assert set(caption.to_dict()) == {"text", "log_prob", "score", "n_tokens", "is_cut", "others"}
 
 
+def test_prompts_that_leave_different_numbers_of_captions_make_as_many_as_both_have(captioner, images):
+    prompts = learned(captioner, 1), learned(captioner, 2)
+    steered = Captioner(captioner, decoding=Decoding(max_tokens=1, min_tokens=0, n_beams=40, n_best=40))
+    alone = [steered.caption(images, Guidance(((prompt, 1.0),), strength=10.0)) for prompt in prompts]
+    both = steered.caption(images, Guidance(((prompts[0], 1.0), (prompts[1], 1.0)), strength=10.0))
+    counts = [[1 + len(caption.others) for caption in found] for found in (*alone, both)]
+    assert counts[2] == list(map(min, *counts[:2]))
+    assert counts[0] != counts[1]
+
+
 def test_the_module_has_no_more_than_a_batch_in_memory(captioner, monkeypatch, images):
     monkeypatch.setattr(module, "BATCH", 2)
     counts = []

@@ -14,7 +14,8 @@ from mmprompt.captioning import choice
 from mmprompt.captioning import task as captioning
 from mmprompt.captioning.cli.write import rank
 from mmprompt.captioning.data import NEUTRAL, load_captions
-from mmprompt.captioning.mapper import fit_mapper
+from mmprompt.captioning.mapper import fit_mapper, save_mapped
+from mmprompt.captioning.measure import evaluate, measure_captions
 from mmprompt.captioning.methods import MAPPER_RECIPE, HardPrompt, LoRA, PrefixTuning, PromptTuning
 from mmprompt.captioning.metrics.caption_metrics import clip_score, score_captions
 from mmprompt.captioning.predictor import (
@@ -137,6 +138,35 @@ def test_every_picture_is_encoded_once(captioner, data):
     assert encoder.n_seen == 2 * CPU_BATCH  # the training images, and those of the validation part, in whole batches
 
 
+def test_a_task_that_two_captioners_learn_shows_each_its_own_features(captioner, data):
+    other = small_captioner("gpt2")
+    other._encode = lambda images: -captioner.encode_image(images)
+    task, losses = data.focus("numbers"), []
+    for model in (captioner, other):
+        result = core.fit(PromptTuning(2), model, task, recipe=QUICK, progress=False)
+        alone = fit(PromptTuning(2), model, data)
+        assert result.history[-1]["loss"] == alone.history[-1]["loss"]
+        assert result.evaluate().values == alone.evaluate().values
+        losses.append(result.history[-1]["loss"])
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("scale", [5.0, 6.0], ids=["other weights", "another shape"])
+def test_features_of_another_captioner_are_refused(captioner, data, scale):
+    other = small_captioner(scale=scale)
+    other._encode = lambda images: captioner.encode_image(images)[:, :1]  # as an mlp and a linear mapper of one pair
+    features = CaptionFeatures(other, None)
+    task, steered = data.focus("numbers", features), fit(HardPrompt("5 9"), captioner, data).predictor
+    for call in (
+        lambda: core.fit(PromptTuning(2), captioner, task, progress=False),
+        lambda: choice.choose_method(captioner, task, QUICK, progress=False),
+        lambda: measure_captions(captioner, data, [steered.prompt], features=features),
+        lambda: evaluate(steered, data, features=features),
+    ):
+        with pytest.raises(UserError, match=r"features are of small \(.*, but the captioner is small \(.*\. Give Cap"):
+            call()
+
+
 class StopAfter(Callback):
     """Ends the process's training in the middle, as a kill would."""
 
@@ -187,6 +217,12 @@ def test_a_prompt_that_learned_nothing_of_other_images_is_said_to(captioner, dat
     )
     low_rank = fit("lora", captioner, data, epochs=1, lr=1e-6)
     assert any("Try another --method, give more pairs" in notice for notice in low_rank.notices)
+
+
+def test_a_method_that_the_decoder_cannot_take_is_not_advised(captioner, data):
+    captioner.decoder = NotCausal(captioner.decoder)
+    poor = fit(PromptTuning(1), captioner, data, epochs=1, lr=1e-6)
+    assert any("Try another --method, give more pairs" in notice for notice in poor.notices)
 
 
 def test_a_prompt_is_held_against_captions_of_other_images_and_the_best_wording(captioner, data, monkeypatch):
@@ -413,6 +449,28 @@ def test_the_mapper_of_a_captioner_that_ships_learns_on_in_a_copy_and_its_best_e
         {item.image_id: item.of(NEUTRAL) for item in some.val},
     )
     assert score.cider_d == pytest.approx(max(record["cider_d"] for record in history))
+
+
+@pytest.mark.parametrize("n_val", [1, 2])
+def test_a_mapper_learns_unwatched_where_one_image_is_held_out_and_is_frozen_whatever_happens(tmp_path, n_val):
+    scenes = load_captions("openart-scenes")
+    some = replace(scenes, items=(*scenes.train[:4], *scenes.val[:n_val]))
+    captioner = load_captioner(f"tiny + hf:{TINY / 'captioner'}", device="cpu")
+    recipe = replace(MAPPER_RECIPE, epochs=1, warmup_epochs=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit_mapper(captioner, some, tmp_path / "stopped", recipe, callbacks=[StopAfter(0)])
+    assert not any(weight.requires_grad for weight in captioner.decoder.mapper.parameters())
+    (epoch,) = fit_mapper(captioner, some, tmp_path / "mapper", recipe)
+    assert ("cider_d" in epoch) == (n_val > 1)
+
+
+def test_a_mapper_is_trained_already_whatever_its_folder_is_called(tmp_path):
+    learned = load_captioner(f"tiny + hf:{TINY / 'captioner'}", device="cpu")
+    save_mapped(learned, tmp_path / "a+b")
+    message = r"a\+b has no mapper to train: its own is trained already\. Use `backbone='ENCODER \+ LM'`, or"
+    with pytest.raises(UserError, match=message):
+        fit_mapper(load_captioner(tmp_path / "a+b", device="cpu"), "openart-scenes", tmp_path / "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["a+b"]
 
 
 def test_a_captioner_without_a_mapper_has_none_to_train(captioner, data, tmp_path):

@@ -121,7 +121,7 @@ def test_a_method_without_a_loop_trains_measures_and_predicts(
     method: str, train_words: Words, pictures: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     run, own = tmp_path / "run", {"linear-probe": ["--inverse-strength", "2"]}
-    words = [word for word in train_words(run) if word != "--n-ctx"]
+    words = [word for word in train_words(run) if word not in ("--n-ctx", "--epochs", "3")]
     words.remove("2")  # of --n-ctx
     assert main([*words, "--method", method, *own.get(method, [])]) == 0
     assert not (run / "checkpoint").exists()
@@ -132,6 +132,30 @@ def test_a_method_without_a_loop_trains_measures_and_predicts(
     assert "red" in capsys.readouterr().out
     assert main(["train", "--config", str(run / "run.json"), "--out", str(tmp_path / "again"), "--device", "cpu"]) == 0
     assert (tmp_path / "again" / "prompt.safetensors").read_bytes() == (run / "prompt.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train --method zero-shot --epochs 7", "epochs is 7, but zero-shot is not trained by steps. Leave --epochs"),
+        ("train --method linear-probe+tpt --lr=5", "lr is 5, but linear-probe+tpt is not trained by steps. Leave --lr"),
+        ("llm train --method hard --n-steps 7", "n_steps is 7, but hard is not trained by steps. Leave --n-steps out"),
+        ("llm train --method searched-words --lr 5", "lr is 5, but searched-words is not trained by steps. Leave"),
+        ("caption train --method hard --words red --epochs 7", "epochs is 7, but hard is not trained by steps. Leave"),
+    ],
+)
+def test_a_recipe_for_a_method_without_a_loop_is_refused(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["coop+tpt", "coop+dp-sgd", "tip-adapter-f", "clap"])
+def test_a_recipe_for_a_method_with_a_loop_is_read(method: str) -> None:
+    assert read_call(["--method", method, "--epochs", "7"], "mmprompt train").recipe.epochs == 7
 
 
 def test_a_number_of_steps_takes_the_place_of_the_data_sets_epochs() -> None:

@@ -191,7 +191,7 @@ def test_a_prompt_in_words_is_saved_and_measured_as_a_learned_one(gpt2, tmp_path
 
 
 def test_only_methods_that_start_from_vectors_are_told_where(tmp_path, capsys):
-    words = ["llm", "train", "--shots", "1", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    words = ["llm", "train", "--shots", "1", "--device", "cpu", "--out", str(tmp_path / "run")]
     for method in ("lora", "adapter", "full-tuning", "soft-verbalizer", "hard", "instruction"):
         assert main([*words, "--method", method, "--from-prompt", "/nonexistent"]) == 2
         assert "--from-prompt" in capsys.readouterr().err

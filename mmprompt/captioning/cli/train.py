@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_captions
+from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_captions, shown_name
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
 from mmprompt.core.method import Method, measured_for, resolved_recipe
 from mmprompt.core.soft import PrefixTuning, PromptTuning
@@ -19,7 +19,7 @@ from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.settings import Count
 from mmprompt.terminal.output import Device, Json, Output, check_folder, command_of
-from mmprompt.terminal.parser import given_names, parse, peek
+from mmprompt.terminal.parser import given_names, parse, peek, refuse_idle_recipe
 from mmprompt.training.recipe import LENGTHS, Recipe
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class Settings:
     """What is learned: prompt-tuning (vectors after the start token), prefix-tuning (keys and values in every block),
     prompt-tuning+prefix-tuning, lora (terms beside the decoder's layers), auto (the one of these four that makes
     held-out captions most probable; the default for data of your own), mapper (from an image encoder to a language
-    model), mapper+prompt-tuning (both, one after the other), or hard (nothing; give --words)."""
+    model), mapper+prompt-tuning (both, one after the other; the recipe is the mapper's), or hard (nothing; give
+    --words)."""
     mapper: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Kind of the mapper of `ENCODER + LM`: mlp, the default, concepts (detectors, each with vectors of its own),
     transformer, or linear (one vector an image token)."""
@@ -74,7 +75,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     """Learn a focus, or a mapper, or one after the other, and show what it says."""
     settings, recipe, method = read_train(arguments, prog)
     output = Output(settings.json)
-    folder = settings.out or Path("runs") / (MAPPER if settings.method == MAPPER else settings.focus or "neutral")
+    folder = settings.out or Path("runs") / (MAPPER if settings.method == MAPPER else shown_name(settings.focus))
     if is_first_process():
         check_folder(folder, settings.resume)
     refuse_missing(settings.backbone)
@@ -156,7 +157,7 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
     images = [item.image for item in shown]
     plain, steered = (one.caption(images) for one in (Captioner(captioner), result.predictor))
     rows = [[item.image_id, old.text, new.text] for item, old, new in zip(shown, plain, steered, strict=True)]
-    output.table(["image", "without a prompt", settings.focus], rows)
+    output.table(["image", "without a prompt", shown_name(settings.focus)], rows)
     output.say(f"\nThe prompt is in {folder}. The weights of {captioner.name} are what they were before.")
     output.say(f"Next: mmprompt caption write IMAGES --prompt {shlex.quote(str(folder))}")
     output.say(f"      mmprompt caption eval {options_of(settings)} --prompts {shlex.quote(str(folder))}")
@@ -164,7 +165,7 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
 
 
 def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, Method | None]:
-    """Read a command line of `caption train`, whose options depend on the method; None where it is yet to be chosen."""
+    """Read a command line of `caption train`, whose options depend on the method; None for `auto` and for a mapper."""
     is_embedded = (peek(arguments, "data") or DEFAULT_SET) in EMBEDDED
     name = peek(arguments, "method") or ("prompt-tuning" if is_embedded else AUTO)
     names = (*METHODS, BOTH, AUTO, MAPPER, MAPPER_AND_SOFT)
@@ -177,22 +178,33 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
         recipe = Recipe(**{option: value for option, value in recipe.given.items() if option not in LENGTHS})
     parts: list[tuple[str, Any]] = [("run", Settings), ("recipe", Recipe)]
     given: list[Any] = [replace(Settings(), method=name), recipe]
-    if name not in (AUTO, BOTH):
+    if name not in (AUTO, BOTH, MAPPER):
         parts.insert(1, ("method", kind))
         given.insert(1, kind(**measured_for(kind, *places).settings))
     form = make_dataclass("Train", parts, frozen=True)
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(*given))
-    if read.recipe.augment == "coop":
-        raise bad_value("augment", "coop", "captions are learned from images as they are", "Leave --augment out.")
-    if read.recipe.patience is not None and name != MAPPER:
-        expected = "captions have no validation accuracy to wait for"
-        raise bad_value("patience", read.recipe.patience, expected, "Leave --patience out.")
-    for option in ("mapper", "n_prefix"):
-        if name not in (MAPPER, MAPPER_AND_SOFT) and getattr(read.run, option) is not None:
-            advice = f"Add --method {MAPPER}, or leave --{option.replace('_', '-')} out."
-            raise bad_value(option, getattr(read.run, option), f"{name} learns no mapper", advice)
+    refuse_idle_recipe(arguments, name, [kind])
+    refuse_idle(arguments, name, read.run, read.recipe)
+    if name == MAPPER:
+        return read.run, read.recipe, None
     if name != AUTO:
         return read.run, read.recipe, PromptTuning() + PrefixTuning() if name == BOTH else read.method
     typed = given_names(arguments, [field.name for field in fields(Recipe)])
     # each method keeps its own recipe but for what was given
     return read.run, Recipe(**{option: getattr(read.recipe, option) for option in typed}), None
+
+
+def refuse_idle(arguments: Sequence[str], name: str, settings: Settings, recipe: Recipe) -> None:
+    """Refuse options that are nothing to captions or to the method of this name."""
+    if recipe.augment == "coop":
+        raise bad_value("augment", "coop", "captions are learned from images as they are", "Leave --augment out.")
+    if recipe.patience is not None and name != MAPPER:
+        expected = "captions have no validation accuracy to wait for"
+        raise bad_value("patience", recipe.patience, expected, "Leave --patience out.")
+    for option in ("mapper", "n_prefix"):
+        if name not in (MAPPER, MAPPER_AND_SOFT) and getattr(settings, option) is not None:
+            advice = f"Add --method {MAPPER}, or leave --{option.replace('_', '-')} out."
+            raise bad_value(option, getattr(settings, option), f"{name} learns no mapper", advice)
+    for option in given_names(arguments, ("focus", "choose")) if name == MAPPER else ():
+        advice = f"Use --method {MAPPER_AND_SOFT}, or leave --{option} out."
+        raise bad_value(option, getattr(settings, option), "a mapper is learned before any focus", advice)

@@ -22,7 +22,16 @@ from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.images import Images, own_path
 from mmprompt.terminal.output import Output, check_folder, command_of, result_table
-from mmprompt.terminal.parser import filled, given_names, parse, peek, remember, saved_settings, typed
+from mmprompt.terminal.parser import (
+    filled,
+    given_names,
+    parse,
+    peek,
+    refuse_idle_recipe,
+    remember,
+    saved_settings,
+    typed,
+)
 from mmprompt.training.recipe import LENGTHS, Recipe
 
 if TYPE_CHECKING:
@@ -125,6 +134,7 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     remember(form)
     start = filled(form, first_values(arguments, groups) | {"method": name})
     read: Any = parse(form, arguments, prog, DESCRIPTION, start, saved)
+    refuse_idle_recipe(arguments, name, kinds.values())
     settings = {key: value for group in kinds for key, value in asdict(getattr(read, group)).items()}
     images = read.images if read.images.data else replace(read.images, data=DATA)
     return Call(read.run, images, read.recipe, make_method(name, settings), "" if named else default.reason)

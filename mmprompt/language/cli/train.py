@@ -21,7 +21,7 @@ from mmprompt.language.methods import METHODS, SEARCHES, PromptInit, SearchedWor
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import Json, Output, check_folder, command_of, shorten
-from mmprompt.terminal.parser import parse, peek
+from mmprompt.terminal.parser import parse, peek, refuse_idle_recipe
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     recipe = resolved_recipe(joined(chosen), places, {}, None)
     defaults = form(Settings(), Learning(), *chosen, *(kind() for kind in starts.values()), recipe, Loading())
     read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
+    refuse_idle_recipe(arguments, name, kinds)
     method = joined([getattr(read, name) for name in own])
     call = Call(read.run, read.rows, method, getattr(read, "start", PromptInit()), read.recipe, read.loading)
     for setting, value in (("augment", "none"), ("views", Recipe.views)):

@@ -90,7 +90,7 @@ def test_a_focus_is_learned_from_what_captions_name(captioner: Any) -> None:
     said = {"1": "a red dog on a sofa", "2": "a cat and a train"}
     items = [CaptionItem(Path(name), name, {"": (text,), "objects": (text,)}, "train") for name, text in said.items()]
     scenes = Scenes("captions", Path(), tuple(items))
-    stand_ins = StandIns(scenes, load_backbone("photo", device="cpu"))
+    stand_ins = StandIns(scenes, load_backbone("photo", device="cpu"), captioner)
     assert torch.allclose(stand_ins.of([Path("1"), Path("2")]).norm(dim=-1), torch.tensor(NORM))
     result = fit(LoRA(), captioner, FocusTask(scenes, "objects", stand_ins), n_steps=1, progress=False)
     assert len(result.history) == 1
