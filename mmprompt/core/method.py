@@ -312,8 +312,6 @@ MEASURED: dict[tuple[str, str], Measured] = {
     ("tiny", "ProGrad"): Measured(),  # not CoOp's: it has 8 vectors, or as many as its words have tokens
     ("tiny", "DeepText"): Measured(recipe=Recipe(lr=0.0075)),
     ("tiny", "PromptSRC"): Measured(recipe=Recipe(lr=0.025)),
-    ("tiny", "PaddingPrompt"): Measured(recipe=Recipe(lr=12.0)),
-    ("tiny", "PatchPrompt"): Measured(recipe=Recipe(lr=12.0)),
     ("tiny", "ZeroShotProbe"): Measured(recipe=Recipe(lr=3.0)),
     ("tiny", "TipAdapterF"): Measured(recipe=Recipe(lr=0.03)),
     ("tiny", "CLIPAdapter"): Measured(recipe=Recipe(lr=3.0)),
