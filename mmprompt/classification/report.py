@@ -147,7 +147,9 @@ class Record:
         usual_recipe = {name: value for name, value in leading.items() if name not in LENGTHS}
         words = ["mmprompt", "train", "--data", data["name"], "--backbone", self.run["backbone"]["name"]]
         words += ["--method", method["name"], *_options(method["settings"], usual), "--shots", str(data["shots"])]
-        return shlex.join([*words, "--seed", str(self.run["seed"]), *_options(self.run["recipe"], usual_recipe)])
+        takes_steps = any(kind.learns and kind.is_trained for kind in kinds)  # else settings of steps are refused
+        recipe = _options(self.run["recipe"], usual_recipe) if takes_steps else []
+        return shlex.join([*words, "--seed", str(self.run["seed"]), *recipe])
 
     @property
     def words(self) -> list[Any]:

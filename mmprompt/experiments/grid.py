@@ -241,7 +241,10 @@ class Grid:
             if any(values.count(value) > 1 for value in values):
                 raise bad_value(name, ",".join(map(str, values)), "each may be named once", "Leave out the repetition.")
         for source in self.sources:
-            tested = [source.name, *(target.name for target in self.targets if target != source)]
+            others = [
+                one for one in self.targets if one != source or len(self.sources) == 1
+            ]  # that is of other sources
+            tested = [source.name, *(one.name for one in others)]
             twice = [name for name in tested if tested.count(name) > 1]
             if twice:
                 what = f"{twice[0]} is the name of two data sets that are tested on after learning from {source.name}"

@@ -178,7 +178,7 @@ def test_that_command_is_read_as_the_same_method_and_recipe(
     write_json(folder / "run.json", read_json(folder / "run.json") | made)
     call = read_call(shlex.split(read_record(folder).command)[2:], "mmprompt train")
     assert describe_method(call.method, METHODS) == made["method"]
-    assert call.recipe == recipe
+    assert call.recipe == recipe or not method.is_trained  # then there are no steps for it
 
 
 def test_the_command_of_the_command_line_is_kept(make_run: MakeRun) -> None:

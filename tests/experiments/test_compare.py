@@ -366,8 +366,9 @@ def test_tests_of_one_name_are_refused(grid: Grid, targets: tuple[str, ...]) -> 
         replace(grid, targets=tuple(map(Origin, targets)))
 
 
-def test_what_is_learned_from_may_stand_among_the_targets(grid: Grid) -> None:
-    assert replace(grid, targets=grid.sources).targets == grid.sources
+def test_data_that_are_learned_from_may_be_targets_of_one_another(grid: Grid) -> None:
+    both = (*grid.sources, Origin("other", "other"))
+    assert replace(grid, sources=both, targets=both).targets == both
 
 
 def test_shots_stand_in_order_however_they_were_named(grid: Grid) -> None:
