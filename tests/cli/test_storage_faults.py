@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ import torch
 
 from mmprompt.cli.main import main
 from mmprompt.experiments import compute
+from mmprompt.models import image_features
+from mmprompt.training import loop
 from mmprompt.training.run_files import run_lock
 from tests.cli.kill_verbs import content, lines_of, make_own
 from tests.kills import CHANGES, WRITING
@@ -79,9 +82,10 @@ def fault() -> Fault:
 
 @pytest.fixture(autouse=True)
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds and memory stand still, as they are all in which two runs differ."""
-    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
-    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    """Seconds and memory stand still, as they are all in which two runs differ: here, and not for a server beside."""
+    stopped = SimpleNamespace(**{**vars(time), "monotonic": lambda: 0.0, "process_time": lambda: 0.0})
+    for module in (compute, image_features, loop):
+        monkeypatch.setattr(module, "time", stopped)
     monkeypatch.setattr(compute, "peak_bytes", lambda device: 0)
 
 
