@@ -99,9 +99,9 @@ class _Stage:
         """Return the end of a plain line: the time left, or so far where that is not known yet or is over."""
         if self.is_finished:
             return ""
-        if self.ends_at is None or self.ends_at <= now:
-            return f"  {duration(now - self.started)} so far"
-        return f"  {duration(self.ends_at - now)} left"
+        if self.ends_at is not None and self.ends_at > now:
+            return f"  {duration(self.ends_at - now)} left"
+        return f"  {duration(now - self.started)} so far" if now - self.started >= 1 else ""
 
 
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):

@@ -58,8 +58,8 @@ def test_the_time_left_follows_the_pace_of_the_whole_stage(clock: Clock) -> None
 
 
 def test_a_time_left_that_is_over_is_not_said(clock: Clock) -> None:
-    steps = [(0, 0), (10, 1), (100, 1)]
-    assert lines_of(clock, steps, 2) == ["cells 1/2  10 s left", "cells 1/2  2 min so far"]
+    steps = [(0, 0), (5, 0), (10, 1), (100, 1)]
+    assert lines_of(clock, steps, 2) == ["cells 0/2  5 s so far", "cells 1/2  10 s left", "cells 1/2  2 min so far"]
 
 
 def test_work_done_before_is_no_part_of_the_pace(clock: Clock) -> None:
@@ -98,7 +98,7 @@ def test_a_piece_of_work_that_takes_long_is_not_silent(monkeypatch: pytest.Monke
         until = time.monotonic() + 20
         while text_of(console).count("\n") < 3 and time.monotonic() < until:
             time.sleep(0.01)
-    assert re.fullmatch(r"(cells 0/2  \d+ s so far\n){3,}", text_of(console))
+    assert text_of(console).splitlines()[:3] == ["cells 0/2"] * 3
 
 
 def test_a_terminal_gets_a_bar_with_the_time_left(clock: Clock) -> None:
