@@ -34,6 +34,7 @@ from mmprompt.classification.methods import (
 from mmprompt.classification.predictor import Classifier
 from mmprompt.classification.task import ClassificationProblem, ClassificationTask
 from mmprompt.core.fit import fit
+from mmprompt.core.learned import Outputs
 from mmprompt.core.method import Method
 from mmprompt.errors import UserError
 from mmprompt.files import read_json, read_tensors, tensor_bytes
@@ -204,9 +205,18 @@ def test_a_part_alone_learns_nothing(part: str, tiny_clip_backbone: DualEncoder,
 def test_a_text_for_each_image_is_held_to_the_frozen_one_without_a_warning(
     tiny_clip_backbone: DualEncoder, task: ClassificationTask
 ) -> None:
+    draw = torch.Generator().manual_seed(3)
+    own, written = torch.randn(2, 3, 4, generator=draw), torch.randn(3, 4, generator=draw)
+    images, logits = torch.randn(2, 4, generator=draw), torch.randn(2, 3, generator=draw)
+    outputs = Outputs(logits, None, images, own, Outputs(logits, None, images, written))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit(CoCoOp() + Consistency(), tiny_clip_backbone, task, **(QUICK | {"epochs": 1}))
+        terms = Consistency(text_weight=2.0).loss_terms(outputs)
+        result = fit(CoCoOp() + Consistency(), tiny_clip_backbone, task, **(QUICK | {"epochs": 1}))
+    expected = sum(abs(own[image] - written).sum() for image in range(2)) / own.numel()
+    torch.testing.assert_close(terms["text"], 2.0 * expected)
+    assert (terms["image"], terms["logits"]) == (0, 0)
+    assert all(math.isfinite(row["loss"]) for row in result.history)
 
 
 def test_two_parts_without_a_method_are_refused(tiny_clip_backbone: DualEncoder) -> None:
