@@ -9,11 +9,9 @@ import functools
 import importlib
 import inspect
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from itertools import groupby, islice
@@ -26,6 +24,7 @@ import tyro
 import mmprompt as mp
 from mmprompt.core.method import resolved_recipe
 from mmprompt.data import catalog
+from tests.processes import run_program
 from tests.small_language_models import CHAT_TEMPLATE
 from tests.test_docs import ROOT, fit_shortly
 from tests.test_docs_commands import NOT_HERE, PAGES, as_reader, lay_out, lines_of, reader  # noqa: F401
@@ -174,7 +173,10 @@ def test_scripts_on_the_pages_run_cut_down(line: str, desk: Path, monkeypatch: p
 
 def test_the_line_of_kills_runs_for_one(desk: Path) -> None:
     (line,) = [line for line in lines_of(ROOT / "docs/reliability.md") if "soak/kills" in line]
-    command = f"{line} --kills 1 --verbs train".replace("python", shlex.quote(sys.executable), 1)
-    subprocess.run(["bash", "-c", command], cwd=desk, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    words = shlex.split(line)
+    script, *options = words[words.index("python") + 1 :]
+    cut = [*options, "--kills", "1", "--verbs", "train"]
+    done = run_program(ROOT / script, *cut, folder=desk, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
     (row,) = json.loads((desk / "docs/results/kills.json").read_text())["rows"]
     assert (row["verb"], row["kills"], row["same"]) == ("train", 1, 1)

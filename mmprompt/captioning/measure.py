@@ -179,15 +179,7 @@ def measure_captions(
         UserError: there is no prompt, two have one focus, `words` are for another one, nothing is there to tell one by
             (no word list, no training captions), the part is empty, or pycocoevalcap is not installed.
     """
-    focuses = [shown_name(focus_of(prompt)) for prompt in prompts]
-    by_focus = dict(zip(focuses, prompts, strict=True))
-    if not prompts or len(by_focus) < len(prompts):
-        given, advice = ", ".join(focuses) or "empty", "Give `prompts`, each of another focus."
-        raise bad_value("prompts", given, "one prompt a focus is needed", advice)
-    words = {shown_name(focus): text for focus, text in (words or {}).items()}
-    for focus in words:
-        if focus not in by_focus:
-            raise unknown_name("prompt for the focus", focus, by_focus)
+    by_focus, words = _by_focus(prompts, words or {})
     coco_module("cider.cider")  # missed now, not after the captions are written
     data = _filed_by_name(data) if NEUTRAL in map(focus_of, prompts) else data
     stage = _Stage.set(captioner, data, tuple(by_focus), decoding, features)
@@ -228,6 +220,20 @@ def measure_captions(
         stage.decoding,
         tuple(dict.fromkeys(note for notes in noted for note in notes)),
     )
+
+
+def _by_focus(prompts: Sequence[Prompt], words: Mapping[str, str]) -> tuple[dict[str, Prompt], dict[str, str]]:
+    """Return the prompts and the wordings by the shown name of their focus; refuse none, two of one, and others'."""
+    focuses = [shown_name(focus_of(prompt)) for prompt in prompts]
+    by_focus = dict(zip(focuses, prompts, strict=True))
+    if not prompts or len(by_focus) < len(prompts):
+        given, advice = ", ".join(focuses) or "empty", "Give `prompts`, each of another focus."
+        raise bad_value("prompts", given, "one prompt a focus is needed", advice)
+    worded = {shown_name(focus): text for focus, text in words.items()}
+    for focus in worded:
+        if focus not in by_focus:
+            raise unknown_name("prompt for the focus", focus, by_focus)
+    return by_focus, worded
 
 
 @checked

@@ -216,5 +216,7 @@ def explain(
     predictor = run if folder is None else load(folder, model, device)
     asked = Asked(split, k, to_words, count, folder, header["training"])
     headline, sections = room.sections_of(predictor, found, asked)
+    if split == "train":
+        headline += " It learned from these: none are held out, and on others it will be less often right."
     facts = f"{header['kind']} · {found.name} · on {predictor.backbone.name}"
     return Explanation(repr(run) if folder is None else folder.resolve().name, facts, headline, tuple(sections))

@@ -106,7 +106,7 @@ def environment_of(loader: BaseLoader) -> Environment:
 def png_text(image: Image.Image) -> str:
     """Return an image as base64 text of a PNG."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG")
     return base64_text(buffer.getvalue())
 
 

@@ -78,7 +78,12 @@ def parse(
     if saved:
         default = filled(settings, checked_settings(saved, settings, Path(str(typed(arguments, "config")))), default)
     chosen: dict[str, Any] = {} if default is None else {"default": form(default)}
-    style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed)
+    style = (
+        tyro.conf.OmitArgPrefixes,
+        tyro.conf.FlagCreatePairsOff,
+        tyro.conf.SuppressFixed,
+        tyro.conf.HelptextFromCommentsOff,
+    )
     if _collected is not None:
         _collected.append(tyro.extras.get_parser(form, prog=prog, description=description, config=style, **chosen))
         raise SystemExit(0)

@@ -120,6 +120,15 @@ def test_a_classifier_is_explained_section_by_section(explained: tuple[mp.Result
     assert {row["class"] for row in told.tables["features"]} == set(data.class_names)
 
 
+def test_images_that_it_learned_from_are_said_not_to_be_held_out(
+    explained: tuple[mp.Result, Dataset, mp.Explanation],
+) -> None:
+    result, data, told = explained
+    own = mp.explain(result.predictor, data, split="train")
+    assert "It learned from these: none are held out" in own.headline
+    assert "learned from these" not in told.headline
+
+
 def test_what_a_vector_is_worth_is_measured_on_images_held_out(
     explained: tuple[mp.Result, Dataset, mp.Explanation],
 ) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import torch
 from matplotlib.figure import Figure
 
 from mmprompt.cli.main import main
@@ -124,6 +125,7 @@ def prepare(root: Path) -> dict[str, tuple[str, str]]:
     """Stop the clock and make what the commands read; the commands, see `lines_of`."""
     os.environ |= {"MMPROMPT_CACHE_LIMIT": "0", "HF_HUB_OFFLINE": "1"}
     logging.disable(logging.WARNING)
+    torch.set_num_threads(1)  # threads that have started do not survive a fork
     make_own(root / "own")
     time.monotonic = time.process_time = lambda: 0.0
     compute.peak_bytes = lambda device: 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import run_program
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 KILLS = {
@@ -17,7 +17,7 @@ KILLS = {
     "train a head": 1,
     "llm train": 2,
     "llm generate": 1,
-    "caption train": 2,
+    "caption train": 1,
     "caption write": 2,
     "compare": 2,
     "tune": 2,
@@ -27,15 +27,8 @@ KILLS = {
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     driver, folder = Path(__file__).with_name("kill_verbs.py"), tmp_path_factory.mktemp("kills")
-    command = [
-        sys.executable,
-        str(driver),
-        str(folder),
-        "--blank-figures",
-        *(f"{name}={n}" for name, n in KILLS.items()),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    words = [str(folder), "--blank-figures", *(f"{name}={n}" for name, n in KILLS.items())]
+    result = run_program(driver, *words, folder=folder, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

@@ -2,23 +2,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import run_program
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    driver = Path(__file__).with_name("kill_driver.py")
-    command = [sys.executable, str(driver), str(tmp_path_factory.mktemp("kills"))]
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    driver, folder = Path(__file__).with_name("kill_driver.py"), tmp_path_factory.mktemp("kills")
+    result = run_program(driver, str(folder), folder=folder, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
