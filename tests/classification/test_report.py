@@ -30,6 +30,7 @@ from mmprompt.training.recipe import Recipe
 from tests.fixtures.written_run import MakeRun, write_run
 
 NAMES = ["red car", "oak tree", "tiger"]
+words_alone = pytest.mark.usefixtures("blank_figures")
 PNGS = ("learning_curve", "accuracy", "confusion", "examples_right", "examples_wrong")
 
 
@@ -96,6 +97,7 @@ def test_a_confusion_of_very_many_classes_is_no_wider_than_a_page(n_classes: int
         assert drawn.width <= 7.6 * figures.DPI
 
 
+@words_alone
 def test_names_are_escaped(make_run: MakeRun) -> None:
     hostile = ["<script>alert(1)</script>", '"><img src=x onerror=y>', "a & b"]
     source = write_report(make_run(hostile)).read_text()
@@ -108,6 +110,7 @@ def test_names_with_dollars_are_not_read_as_formulas(make_run: MakeRun) -> None:
     assert write_report(make_run(["$x^{$", "$$", "ordinary"])).is_file()
 
 
+@words_alone
 def test_the_headline_says_what_was_measured(make_run: MakeRun) -> None:
     folder = make_run(NAMES, (0.2, 0.4, 0.9), n=200)
     metrics = read_json(folder / "metrics.json")
@@ -116,6 +119,7 @@ def test_the_headline_says_what_was_measured(make_run: MakeRun) -> None:
     assert said in Page(write_report(folder).read_text()).text
 
 
+@words_alone
 @pytest.mark.parametrize(
     ("accuracies", "said"), [((0.9, 0.8, 0.3), "lowered accuracy"), ((0.5, 0.5, 0.5), "made no clear difference")]
 )
@@ -125,6 +129,7 @@ def test_a_loss_is_called_a_loss_and_a_gain_within_chance_no_gain(
     assert f"The learned prompt {said}" in Page(write_report(make_run(NAMES, accuracies, n=100)).read_text()).text
 
 
+@words_alone
 def test_novel_concepts_get_a_column_where_there_are_some(make_run: MakeRun, plain: Path) -> None:
     assert "new concepts" not in Page(plain.read_text()).text
     folder = make_run(NAMES)
@@ -143,6 +148,7 @@ def test_the_nearest_words_come_with_a_warning(plain: Path) -> None:
     assert "a hint and no more" in text
 
 
+@words_alone
 def test_a_run_without_text_vectors_says_so(make_run: MakeRun) -> None:
     folder = make_run(NAMES)
     (folder / "nearest_words.json").unlink()
@@ -208,6 +214,7 @@ def test_turns_keep_the_order_within_a_class(make_run: MakeRun) -> None:
     assert [s for s in turned if s.label == 0] == [s for s in shown if s.label == 0]
 
 
+@words_alone
 def test_pictures_that_are_gone_are_counted_and_not_shown(make_run: MakeRun) -> None:
     folder = make_run(NAMES)
     for path in (folder / "pictures").iterdir():
@@ -217,6 +224,7 @@ def test_pictures_that_are_gone_are_counted_and_not_shown(make_run: MakeRun) -> 
     assert "figcaption" not in page.tags
 
 
+@words_alone
 def test_a_perfect_run_shows_no_mistakes(make_run: MakeRun) -> None:
     text = Page(write_report(make_run(NAMES, (0.3, 0.5, 1.0))).read_text()).text
     assert "Pictures it got wrong" not in text
