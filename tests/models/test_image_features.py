@@ -4,7 +4,6 @@ import contextlib
 import copy
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +22,7 @@ from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.feature_store import FILE_HASHES, FeatureStore
 from mmprompt.models.image_features import ImageFeatures, Job, View, decode, encode_batches, encode_images
+from tests.processes import run_program
 
 PROGRAM = """
 import multiprocessing, sys
@@ -369,6 +369,5 @@ def test_workers_read_what_this_process_reads(kind: str, jobs: list[Job], reques
 def test_workers_that_are_spawned_read_the_same(jobs: list[Job], tiny_open_clip_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(PROGRAM.format(checkout=str(Path(__file__).parents[2]), model=str(tiny_open_clip_folder)))
-    command = [sys.executable, str(script), *(str(job.path) for job in jobs[:4])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_program(script, *(str(job.path) for job in jobs[:4]), folder=tmp_path)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "4", "")
