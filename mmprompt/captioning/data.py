@@ -143,6 +143,9 @@ class CaptionData:
             raise unknown_name("split", split, SPLITS)
         part = self._part(split)
         found = tuple(item for item in part if item.of(focus))
+        if not found and focus is None:
+            advice = "Use another `split`, or give data that has some."
+            raise UserError(f"the {split} part of {self.name} has no images with captions. {advice}")
         if not found:
             known = sorted({name for item in part for name in item.captions} - {NEUTRAL})
             what, advice = (

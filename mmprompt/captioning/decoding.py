@@ -38,7 +38,9 @@ class Decoding:
         check_settings(self)
         if self.min_tokens >= self.max_tokens:
             expected = f"it must be below max_tokens, {self.max_tokens}"
-            raise bad_value("min_tokens", self.min_tokens, expected, "Use `min_tokens=1`.")
+            raise bad_value(
+                "min_tokens", self.min_tokens, expected, "Give a higher `max_tokens`, or a lower `min_tokens`."
+            )
         samples = self.temperature is not None
         if samples and self.n_beams > 1:
             raise bad_value("n_beams", self.n_beams, "beams are not sampled", "Use beams or a temperature.")

@@ -83,7 +83,7 @@ class _Look:
         self.focus, self.inserts = focus_of(captioner.prompt), captioner.prompt.inserts()
         self.features = CaptionFeatures(self.backbone, progress=asked.count("encoding images"))
         self.encoded = self.features.of([item.image for item in items])
-        self.seen = f"of {counted(len(items), 'image')} held out"
+        self.seen = f"of {counted(len(items), 'image')} {asked.seen}"
 
     def loss(self, inserts: Inserts, items: list[CaptionItem] | None = None) -> float:
         """Return the cross entropy of the focus's captions, in nats a token."""

@@ -75,18 +75,18 @@ def sections_of(classifier: Classifier, data: Dataset, asked: Asked) -> tuple[st
         classifier = classifier.with_class_names(data.class_names)
     look = _Look(classifier, data, asked)
     after = look.after
-    headline = f"Right in {written(after.accuracy, 'percent')} of {counted(after.n, 'image')} held out"
+    headline = f"Right in {written(after.accuracy, 'percent')} of {counted(after.n, 'image')} {asked.seen}"
     headline += f", zero-shot in {written(look.before.accuracy, 'percent')}." if look.before else "."
     sections = [
         look.words(),
         look.worth(),
-        None if look.before is None else changes_section(look.before, after, "zero-shot", look.changed()),
+        None if look.before is None else changes_section(look.before, after, "zero-shot", asked, look.changed()),
         look.maps(),
         look.moves(),
         calibration_section((look.table, look.labels), look.validation()),
         look.in_words() if asked.to_words else None,
         look.doubts(),
-        next_section(after, Counter(data.class_names[item.label] for item in data.train), "image", "Photograph"),
+        next_section(after, Counter(data.class_names[item.label] for item in data.train), "image", "Photograph", asked),
     ]
     return headline, [section for section in sections if section is not None]
 
@@ -150,7 +150,7 @@ class _Look:
             losses.append(log_loss(table, labels) - loss)
             falls.append(right - float((table.argmax(1) == labels).mean()))
             progress(done, len(places))
-        return worth_section(names, losses, falls, f"of {counted(len(paths), 'image')} held out")
+        return worth_section(names, losses, falls, f"of {counted(len(paths), 'image')} {self.asked.seen}")
 
     def _vectors(self) -> dict[Site, Vectors]:
         if self.classifier.prompt.needs_image:  # for one image, which is as good as any
@@ -310,7 +310,7 @@ class _Look:
         note = (
             f"Words were chosen among the {N_CANDIDATES} nearest to each vector, {N_SUGGESTED} that the gradient "
             "points to (Ebrahimi et al. 2018) and none, one place after another, by the loss of the images that it "
-            "learned from; accuracies are of images held out."
+            f"learned from; accuracies are of images {self.asked.seen}."
         )
         columns = {"": "", "text": "", "right": "percent", "95 % from": "percent", "to": "percent"}
         return Section("in_words", title, said, note, columns, rows)

@@ -264,6 +264,9 @@ class ClassificationTask(Task[Classifier]):
 
     def __post_init__(self) -> None:
         advice = "Number the labels as the names are ordered."
+        for name, many in {"images": self.images, "class_names": self.class_names}.items():
+            if not hasattr(many, "__len__"):
+                raise bad_value(name, f"of type {type(many).__name__}", "it must have a length", "Give a list.")
         check("images", self.images, Sequence[Any], "Give one for each label.")
         check("labels", self.labels, Sequence[int], advice)
         labels = np.asarray(self.labels)

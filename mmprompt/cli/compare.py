@@ -317,5 +317,6 @@ def find_origin(data: str, root: Path | None, datasets_dir: Path | None, rule: s
     if path is not None and not path.exists():
         raise bad_file(path, "is not there", "Give a folder that holds a folder of images for each class, or a table.")
     if path is not None:
-        return Origin(path.name if path.is_dir() else path.stem, str(path.resolve()), root_text, rule=rule)
+        place = path.resolve()
+        return Origin(place.name if place.is_dir() else place.stem, str(place), root_text, rule=rule)
     return Origin(data, None, root_text, cards, rule)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmprompt.captioning.data import shown_name
 from mmprompt.cli.run import Run
 from mmprompt.core.header import read_header
 from mmprompt.data.images import IMAGE_SUFFIXES, find_images, read_image
@@ -181,7 +182,7 @@ def show(output: Output, said: Sequence[Said], header: Mapping[str, Any]) -> Non
         rows = [row for one in said for row in label_rows(one)]
         output.table([first, "label", "probability"], rows, numbers=(2,))
         return
-    title = f"caption ({header['focus']})" if header["kind"] == "captioning" else "answer"
+    title = f"caption ({shown_name(header['focus'])})" if header["kind"] == "captioning" else "answer"
     rows = [[name_of(one), str(one.get("caption", one.get("answer", f"({one.get('error')})")))] for one in said]
     output.table([first, title], rows)
 

@@ -314,7 +314,7 @@ def evaluate(predictor: Any, data: Any, split: str = "test", **options: Any) -> 
     Raises:
         UserError: there is nothing to evaluate on, or the data is of another kind.
     """
-    check("predictor", predictor, Predictor, "Give one that load or fit gave.")
+    check("predictor", predictor, Predictor, "Give what load gave, or the `predictor` of a Result.")
     room = importlib.import_module(f"mmprompt.{predictor.kind}.measure")
     return room.evaluate(predictor, data, split, **options)
 

@@ -166,7 +166,8 @@ def _without_paths(value: Any, key: str = "") -> Any:
         return [_without_paths(each, key) for each in value]
     if not isinstance(value, str):
         return value
-    is_path = value.startswith(("/", "~", "./", "../")) or (key == "ctx_init" and "/" in value)  # in words no / may be
+    is_start = key in ("ctx_init", "tpt_init") and "/" in value and " " not in value  # of words there are several
+    is_path = is_start or value.startswith(("/", "~", "./", "../"))
     return Path(value).name if is_path else value
 
 

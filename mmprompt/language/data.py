@@ -96,7 +96,7 @@ class TextData:
         check_settings(self)
         for row in (row for split in SPLITS for row in self.rows(split)):
             if (row.label if self.labels else row.answer) is None:
-                begin, what = " ".join(row.fields.values())[:40], "label" if self.labels else "answer"
+                begin, what = " ".join(map(str, row.fields.values()))[:40], "label" if self.labels else "answer"
                 raise UserError(
                     f"the row that begins with {begin!r} has no {what}, but all rows have answers, or all have one of "
                     "`labels`. Write it, or leave the row out."

@@ -75,7 +75,7 @@ def sections_of(prompted: LanguagePredictor, data: TextData, asked: Asked) -> tu
         raise UserError(f"the {asked.split} part of {data.name} is empty. Choose another `split`.")
     refuse_other_rows(prompted, data)
     rows = evenly(held_out, MOST_ROWS)
-    seen = f"of {counted(len(rows), 'row')} held out"
+    seen = f"of {counted(len(rows), 'row')} {asked.seen}"
     if prompted.label_words is not None:
         prompted.say_cut(rows, prompted.longest_answer(Generation()), f"{asked.split} rows")
     nats = prompt_effect_kl(prompted, rows[:LOOKED_AT]) if prompted.prompt.sites else 0.0
@@ -111,9 +111,9 @@ def _of_labels(
     texts, val, validation = joined_fields([prompted], data.train), data.val[:MOST_ROWS], None
     if val and asked.split != "val":
         validation = _table(prompted, val, asked), np.array([names.index(str(row.label)) for row in val])
-    headline = f"Right in {100 * learned.accuracy:.1f} % of {counted(len(rows), 'row')} held out, without a prompt in "
-    return f"{headline}{100 * bare.accuracy:.1f} %.", [
-        changes_section(bare, learned, NO_PROMPT),
+    headline = f"Right in {100 * learned.accuracy:.1f} % of {counted(len(rows), 'row')} {asked.seen}, without "
+    return f"{headline}a prompt in {100 * bare.accuracy:.1f} %.", [
+        changes_section(bare, learned, NO_PROMPT, asked),
         _maps({NO_PROMPT: plain, "learned": prompted}, [rows[place] for place in shown], shares),
         calibration_section((after, labels), validation),
         labels_section(
@@ -121,7 +121,7 @@ def _of_labels(
             lambda some: text_features(prompted.model, [texts[place] for place in some]),
             "row",
         ),
-        next_section(learned, Counter(str(row.label) for row in data.train), "row", "Collect"),
+        next_section(learned, Counter(str(row.label) for row in data.train), "row", "Collect", asked),
     ]
 
 
@@ -303,6 +303,6 @@ def _in_words(prompted: LanguagePredictor, data: TextData, asked: Asked) -> Sect
     )
     said += f"a prompt in {100 * bare:.1f} %" + kept_of(words, soft, bare)
     note = f"Words were exchanged by the loss of {counted(len(setting.objective.rows), 'training row')}, from those "
-    note += "nearest to the vectors on; shares are of rows held out."
+    note += f"nearest to the vectors on; shares are of rows {asked.seen}."
     columns = {"": "", "words": "", "right": "percent", "95 % from": "percent", "to": "percent"}
     return Section("in_words", title, said, note, columns, rows)

@@ -312,6 +312,8 @@ def _model_of(prompts: Mapping[str, LanguagePredictor]) -> FrozenLanguageModel:
     """Return the one model of several prompts; refuse prompts that cannot be chosen from."""
     if len(prompts) < 2:
         raise UserError(f"there are {len(prompts)} prompts, but two or more go together. Give more.")
+    for name, one in prompts.items():
+        check(f"prompts[{name!r}]", one, LanguagePredictor, "Give what load gave, or the `predictor` of a Result.")
     if len({id(one.model) for one in prompts.values()}) > 1:
         raise UserError("the prompts are of several models, but they need one. Load them on the same model.")
     for name, one in prompts.items():

@@ -134,7 +134,7 @@ class LanguageTask(Task[LanguagePredictor]):
         is_recomputed: keep less for the gradient and read rows again.
         init: where the vectors start.
     Raises:
-        UserError: the objective is unknown, or there are no rows to learn from.
+        UserError: the objective is unknown.
     """
 
     data: TextData
@@ -149,8 +149,6 @@ class LanguageTask(Task[LanguagePredictor]):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not self.data.train:
-            raise UserError(f"{self.data.name} has no train rows, but a prompt is learned from some. Add some.")
         self.recipe: dict[str, Any] = {}
 
     def load_model(self, model: FrozenLanguageModel | str) -> FrozenLanguageModel:
@@ -164,7 +162,9 @@ class LanguageTask(Task[LanguagePredictor]):
         return self.template or self.data.template or default_template(self.data)
 
     def predictor(self, method: Method, model: FrozenLanguageModel, seed: int) -> LanguagePredictor:
-        """Make the model with a prompt as learning starts."""
+        """Make the model with a prompt as learning starts; refuse data without the rows that a method learns from."""
+        if method.needs_shots and not self.data.train:
+            raise UserError(f"{self.data.name} has no train rows, but a prompt is learned from some. Add some.")
         template = Template.parse(self.template_text).with_soft(getattr(method, "n_vectors", 0))
         bound = template.bind(model.tokenizer, model.start_ids, model.is_encoder_decoder)
         refuse_method(self, bound, method)

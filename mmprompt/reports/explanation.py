@@ -47,6 +47,11 @@ class Asked:
     folder: Path | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def seen(self) -> str:
+        """What is said of the images or rows that are looked at."""
+        return "of the train part" if self.split == "train" else "held out"
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -205,7 +210,7 @@ def explain(
     """
     folder = Path(run) if isinstance(run, Path | str) else None
     if folder is None:
-        check("run", run, Predictor, "Give a run folder, or what load or fit gave.")
+        check("run", run, Predictor, "Give a run folder, what load gave, or the `predictor` of a Result.")
         for name, value in {"model": model, "device": None if device == "auto" else device}.items():
             if value is not None:
                 raise bad_value(name, repr(value)[:60], "a run in memory has its own", "Leave it out.")
@@ -217,6 +222,6 @@ def explain(
     asked = Asked(split, k, to_words, count, folder, header["training"])
     headline, sections = room.sections_of(predictor, found, asked)
     if split == "train":
-        headline += " It learned from these: none are held out, and on others it will be less often right."
+        headline += " Of what it learned from, the figures flatter it."
     facts = f"{header['kind']} · {found.name} · on {predictor.backbone.name}"
     return Explanation(repr(run) if folder is None else folder.resolve().name, facts, headline, tuple(sections))

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmprompt.core.confidence import doubtful, fit_temperature, log_loss, out_of_fold, reliability, scaled
 from mmprompt.core.metrics import Evaluation
-from mmprompt.reports.explanation import Picture, Section, written
+from mmprompt.reports.explanation import Asked, Picture, Section, written
 from mmprompt.reports.explanation_figures import draw_worth
 from mmprompt.reports.figures import draw_classes, draw_reliability
 from mmprompt.reports.tables import counted
@@ -91,7 +91,9 @@ def worth_section(names: Sequence[str], loss: Sequence[float], accuracy: Sequenc
     )
 
 
-def changes_section(before: Evaluation, after: Evaluation, beside: str, pictures: Sequence[Picture] = ()) -> Section:
+def changes_section(
+    before: Evaluation, after: Evaluation, beside: str, asked: Asked, pictures: Sequence[Picture] = ()
+) -> Section:
     """Say which classes gained and lost: `before` is without the prompt, and called `beside`, `after` with it."""
     old, new = before.per_class, after.per_class
     counts = np.bincount(after.labels, minlength=len(after.class_names))
@@ -107,7 +109,7 @@ def changes_section(before: Evaluation, after: Evaluation, beside: str, pictures
         "Classes that gained and lost",
         said,
         "",
-        {"class": "", "held out": ",", beside: "percent", "with the prompt": "percent", "gained": "signed"},
+        {"class": "", asked.seen: ",", beside: "percent", "with the prompt": "percent", "gained": "signed"},
         [(name, n_of[name], old[name], new[name], new[name] - old[name]) for name in order],
         {
             "Accuracy of each class before and after": partial(
@@ -197,7 +199,7 @@ def labels_section(
     return Section(name, title, said, note, columns, rows, pictures=pictures)
 
 
-def next_section(after: Evaluation, n_trained: Mapping[str, int], item: str, verb: str) -> Section:
+def next_section(after: Evaluation, n_trained: Mapping[str, int], item: str, verb: str, asked: Asked) -> Section:
     """Say of which classes more should be collected: each an `item` such as "image", to "Photograph"."""
     counts = after.confusion
     rows = []
@@ -208,26 +210,26 @@ def next_section(after: Evaluation, n_trained: Mapping[str, int], item: str, ver
         rows.append((name, right / n if n else None, n, n_trained.get(name, 0), taken_for, int(others.max())))
     # of few that are held out little is known, so each class has one right and one wrong lent to it
     rows.sort(key=lambda row: (((row[1] or 0.0) * row[2] + 1) / (row[2] + 2), row[3]))
-    asked = [row for row in rows if row[1] != 1.0][:N_NEXT]
+    worst = [row for row in rows if row[1] != 1.0][:N_NEXT]
     sentences = []
-    for name, share, n, n_own, taken_for, n_taken in asked[:3]:
+    for name, share, n, n_own, taken_for, n_taken in worst[:3]:
         if share is None:
             sentences.append(f"Hold some {name} out: there is no {item} to say how well it is known.")
             continue
         mixed = f", {n_taken} taken for {taken_for}" if taken_for else ""
         sentences.append(
-            f"{verb} more of {name}: {round(share * n)} of {n} held out are right{mixed}; it learned from {n_own}."
+            f"{verb} more of {name}: {round(share * n)} of {n} {asked.seen} are right{mixed}; it learned from {n_own}."
         )
     if not sentences:
-        sentences = [f"Every {item} held out is right: {verb.lower()} harder ones before trusting it further."]
+        sentences = [f"Every {item} {asked.seen} is right: {verb.lower()} harder ones before trusting it further."]
     return Section(
         "next",
         f"What to {verb.lower()} next",
         " ".join(sentences),
         "Classes with the lowest accuracy first, of equals those with the fewest to learn from. "
         "Where two are taken for each other, take both side by side.",
-        {"class": "", "right": "percent", "held out": ",", "learned from": ",", "mostly taken for": ""},
-        [row[:5] for row in asked],
+        {"class": "", "right": "percent", asked.seen: ",", "learned from": ",", "mostly taken for": ""},
+        [row[:5] for row in worst],
     )
 
 

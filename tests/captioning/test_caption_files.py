@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle  # noqa: TID251  written here, and read by no one
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -448,6 +449,8 @@ def test_pictures_of_a_split_with_a_focus(folder: Path) -> None:
         data.with_captions("test", "emotions-positive")
     with pytest.raises(UserError, match="no split named 'tests'"):
         data.with_captions("tests", None)
+    with pytest.raises(UserError, match="the test part of s has no images with captions"):
+        replace(data, items=data.train).with_captions("test", None)
 
 
 def test_a_lexicon_beside_the_file_is_read_with_it(folder: Path) -> None:

@@ -325,6 +325,14 @@ def test_a_prompt_of_another_focus_in_the_way_is_refused_before_any_is_learned(r
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["objects"]
 
 
+def test_a_file_where_prompts_are_to_lie_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    assert main(["caption", "eval", "--out", "elsewhere", "--device", "cpu"]) == 2
+    assert "runs: is a file, so runs/actions cannot be a folder. Give another --prompts." in capsys.readouterr().err
+    assert not (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

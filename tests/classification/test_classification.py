@@ -199,6 +199,13 @@ def test_labels_that_do_not_fit_are_refused(labels, text):
         ClassificationTask("x", ["a", "b"], images, labels)
 
 
+def test_what_can_be_read_but_once_is_refused():
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    for names, some, named in ((["a", "b"], iter(images), "images"), (iter("ab"), images, "class_names")):
+        with pytest.raises(UserError, match=f"{named} is of type .*iterator, but it must have a length. Give a list."):
+            ClassificationTask("x", names, some, [0, 1])
+
+
 def test_evaluating_on_nothing_is_refused(tiny_clip_backbone, data):
     with pytest.raises(UserError, match="no images to evaluate on"):
         evaluate(zero_shot(tiny_clip_backbone, data.class_names), [])

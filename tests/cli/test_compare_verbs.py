@@ -49,12 +49,14 @@ def test_compare_prints_the_table_and_writes_report_and_numbers(words: list[str]
     ]
 
 
-def test_a_folder_is_called_by_its_whole_name(tmp_path: Path) -> None:
+def test_a_folder_is_called_by_its_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("birds.v2", "birds"):
         (tmp_path / name).mkdir()
     (tmp_path / "birds.csv").write_text("")
     places = [tmp_path / name for name in ("birds.v2", "birds", "birds.csv")]
     assert [find_origin(str(place), None, None).name for place in places] == ["birds.v2", "birds", "birds"]
+    monkeypatch.chdir(tmp_path / "birds")
+    assert [find_origin(place, None, None).name for place in (".", "../birds.v2")] == ["birds", "birds.v2"]
 
 
 def test_json_on_stdout_is_one_document(words: list[str], capsys: Capture) -> None:

@@ -58,14 +58,24 @@ def test_of_the_folder_that_a_context_started_from_its_name_leaves_the_machine(
     start, hub, tiny_clip_backbone, tmp_path
 ):
     classifier = mp.CoOp(n_ctx=2).build(tiny_clip_backbone, ["cat", "dog"])
-    training = {"method": {"name": "coop", "settings": {"ctx_init": start}}, "data": {"template": "a photo/drawing {}"}}
+    starts = {"ctx_init": start, "tpt_init": start}
+    training = {"method": {"name": "coop", "settings": starts}, "data": {"template": "a photo/drawing {}"}}
     save(classifier, tmp_path / "run", training)
     mp.push_to_hub(tmp_path / "run", "ada/pets")
     pushed = hub.files["ada/pets"]
     assert b"acme" not in b"".join(pushed.values())
     told = json.loads(pushed["prompt.json"])["training"]
-    assert told["method"]["settings"] == {"ctx_init": "run"}
+    assert told["method"]["settings"] == {"ctx_init": "run", "tpt_init": "run"}
     assert told["data"] == {"template": "a photo/drawing {}"}
+
+
+def test_words_that_a_context_started_from_are_pushed_whole(hub, tiny_clip_backbone, tmp_path):
+    classifier = mp.CoOp(n_ctx=2).build(tiny_clip_backbone, ["cat", "dog"])
+    training = {"method": {"name": "maple", "settings": {"ctx_init": "a photo/picture of a"}}}
+    save(classifier, tmp_path / "run", training)
+    mp.push_to_hub(tmp_path / "run", "ada/pets")
+    told = json.loads(hub.files["ada/pets"]["prompt.json"])["training"]
+    assert told["method"]["settings"] == {"ctx_init": "a photo/picture of a"}
 
 
 def test_of_what_else_lies_in_a_repository_nothing_is_pulled(hub, pushed, tmp_path):

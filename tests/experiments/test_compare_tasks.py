@@ -150,6 +150,14 @@ def test_what_is_no_method_for_the_data_on_a_model_is_refused(methods: Any, mess
     assert not (tmp_path / "cells").exists()
 
 
+def test_texts_that_are_only_tested_on_are_targets(texts: TextData, tmp_path: Path) -> None:
+    target = replace(texts, name="only tested", train=(), val=())
+    methods = {"words": (mp.HardPrompt(), "tiny")}
+    comparison = mp.compare(methods, [texts], targets=[target], out=tmp_path, **QUICK)
+    by_target = {line.target: line.mean for line in comparison.lines}
+    assert by_target["only tested"] == by_target[texts.name]
+
+
 def test_targets_of_another_kind_are_refused_before_anything_is_computed(captions: CaptionData, tmp_path: Path) -> None:
     methods, targets = {"coop": (mp.CoOp(), "tiny")}, [captions.focus("emotions")]
     with pytest.raises(UserError, match=r"targets is openart-scenes: emotions, but it is for captioning"):

@@ -306,6 +306,8 @@ def multitask() -> LanguagePredictor:
 def test_prompts_that_cannot_be_chosen_from_are_refused() -> None:
     with pytest.raises(UserError, match="there are 1 prompts"):
         PromptPool({"a": prompted_of()}, drawn(1, 32))
+    with pytest.raises(UserError, match=r"prompts\['b'\] is 2, but it must be"):
+        PromptPool({"a": prompted_of(), "b": 2}, drawn(2, 32))  # type: ignore[dict-item]
     with pytest.raises(UserError, match="of several models"):
         PromptPool({"a": prompted_of(), "b": prompted_of(kind="gpt2")}, drawn(2, 32))
     with pytest.raises(UserError, match="itself of several tasks"):

@@ -55,10 +55,11 @@ def test_a_run_of_a_language_model_says_what_it_learned_and_with_which_settings(
     assert "words" not in text
 
 
-def test_captions_are_learned_without_an_accuracy(tmp_path: Path) -> None:
-    data = {"name": "openart-scenes", "sizes": {"train": 320}, "focus": "emotions"}
+@pytest.mark.parametrize(("focus", "said"), [("emotions", ", captions of emotions."), ("", ".")])
+def test_captions_are_learned_without_an_accuracy(focus: str, said: str, tmp_path: Path) -> None:
+    data = {"name": "openart-scenes", "sizes": {"train": 320}, "focus": focus}
     page = write_report(write_run(tmp_path / "run", "captioning", data, [0.9]))
-    assert "learned from 320 images of openart-scenes, captions of emotions." in text_of(page)
+    assert f"learned from 320 images of openart-scenes{said}" in text_of(page)
     with Image.open(page.parent / "learning_curve.png") as drawn:
         assert drawn.width > 300
 

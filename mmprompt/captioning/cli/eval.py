@@ -123,7 +123,7 @@ def own_prompts(output: Output, captioner: FrozenCaptioner, features: CaptionFea
                 raise bad_file(folder, problem, "Name the prompts with --prompts.")
     missing = {focus: folder for focus, folder in folders.items() if focus not in prompts}
     for folder in missing.values():
-        check_place(folder)
+        check_place(folder, "prompts")
     for focus, folder in missing.items():
         output.say(f"{folder} holds no prompt: learning one, as `mmprompt caption train --focus {focus}` does.")
         result = fit(PromptTuning(), captioner, data.focus(focus, features), folder, resume=folder.exists())
