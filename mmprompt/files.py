@@ -151,6 +151,18 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+def json_ready(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts by name as a JSON file gives them back; refuse one that no such file holds."""
+    ready = {}
+    for name, fact in facts.items():
+        try:
+            ready[name] = parse_json(json.dumps(fact, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            advice = "Keep to text, finite numbers, and lists and mappings of them."
+            raise UserError(f"{name} is not JSON-ready ({error}). {advice}") from None
+    return ready
+
+
 def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Read a whole file; refuse one that cannot be read, is larger than `max_bytes`, or is a pipe or a device."""
     try:
