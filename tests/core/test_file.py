@@ -181,6 +181,16 @@ def test_facts_are_kept_as_json_gives_them_back(tiny_clip_backbone, tmp_path):
     assert read_header(tmp_path)["training"]["epochs"] == {"10": [1, 2], "9": None, "all": True}
 
 
+def test_a_tilde_is_the_home_folder(tiny_clip_backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save(CoOp(n_ctx=2).build(tiny_clip_backbone, NAMES), "~/prompt")
+    assert [path.name for path in tmp_path.iterdir()] == ["prompt"]
+    assert load("~/prompt", tiny_clip_backbone).class_names == tuple(NAMES)
+    learned = CoOp(ctx_init="~/prompt").build(tiny_clip_backbone, NAMES).prompt
+    assert torch.equal(learned.sources[0].vectors, load("~/prompt", tiny_clip_backbone).prompt.sources[0].vectors)
+
+
 PARTS = {
     "a source": (CoCoOp(n_ctx=2, ctx_init=None), SOURCES, "conditioned", "source of kind 'conditioned'"),
     "low-rank terms": (CLIPLoRA(), SOURCES, "low-rank", "source of kind 'low-rank'"),
