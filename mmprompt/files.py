@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.quiet import quiet
+from mmprompt.settings import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,18 +50,6 @@ def cache_folder() -> Path:
     """Return where unpacked images and features go: `$MMPROMPT_CACHE`, else `~/.cache/mmprompt`."""
     chosen = os.environ.get("MMPROMPT_CACHE")
     return expanded(chosen) if chosen else Path.home() / ".cache" / "mmprompt"
-
-
-def expanded(name: str | Path) -> Path:
-    """Return a path with the home folder in the place of `~`; refuse that of nobody, and what may not be looked at."""
-    try:
-        path = Path(name).expanduser()
-        path.exists()
-    except OSError as error:
-        raise bad_file(str(name)[:60], f"cannot be read ({error.strerror})", "Give another path.") from None
-    except RuntimeError:
-        raise bad_file(str(name), "is below the home folder of nobody here", "Give another path.") from None
-    return path
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -149,6 +138,18 @@ def append_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically, indented, with sorted keys left as given."""
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def json_ready(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts by name as a JSON file gives them back; refuse one that no such file holds."""
+    ready = {}
+    for name, fact in facts.items():
+        try:
+            ready[name] = parse_json(json.dumps(fact, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            advice = "Keep to text, finite numbers, and lists and mappings of them."
+            raise UserError(f"{name} is not JSON-ready ({error}). {advice}") from None
+    return ready
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:

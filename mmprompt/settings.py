@@ -62,7 +62,8 @@ NAMES: dict[Any, str] = {
 def check_settings(settings: Any) -> None:
     """Refuse a field of a dataclass that its annotation does not hold; keep numbers as Python's own, paths as paths.
 
-    One spelling of a value (8, not numpy's int64(8)) matters, since hashes and JSON are made of settings.
+    One spelling of a value (8, not numpy's int64(8), nor `~` for the home folder) matters, since hashes and JSON are
+    made of settings.
     """
     hints = annotations_of(type(settings))  # type: ignore[arg-type]
     for field in fields(settings):
@@ -77,7 +78,8 @@ def check_settings(settings: Any) -> None:
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Refuse arguments of a public function that their annotations do not hold, before it is called with plain numbers.
+    """Refuse arguments of a public function that their annotations do not hold, before it is called with plain numbers
+    and paths.
 
     Which arguments there are Python checks itself, with its own TypeError.
     """
@@ -182,15 +184,29 @@ def holds(value: object, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+def expanded(name: str | Path) -> Path:
+    """Return a path with the home folder in the place of `~`; refuse that of nobody, and what may not be looked at."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except OSError as error:
+        raise bad_file(str(name)[:60], f"cannot be read ({error.strerror})", "Give another path.") from None
+    except RuntimeError:
+        raise bad_file(str(name), "is below the home folder of nobody here", "Give another path.") from None
+    return path
+
+
 def _plain(value: Any, hint: Any) -> Any:
-    """Return numbers as Python's own, not numpy's, where an annotation holds numbers: one, or many in a row."""
+    """Return numbers as Python's own, not numpy's, and paths without `~`, where an annotation holds one or many."""
     members = list(_members(hint))
+    if Path in members and isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(expanded(value))
     if int in members or float in members:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         return value if not is_number else float(value) if float in members else int(value)
     each = next((get_args(member)[0] for member in members if get_origin(member) in (Sequence, tuple)), None)
     many = _listed(value, each)
-    if type(many) not in (list, tuple) or not {int, float} & set(_members(each)):
+    if type(many) not in (list, tuple) or not {int, float, Path} & set(_members(each)):
         return value
     return type(many)(_plain(one, each) for one in many)
 

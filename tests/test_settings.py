@@ -109,5 +109,19 @@ def test_which_arguments_there_are_python_says() -> None:
         called()  # type: ignore[call-arg]
 
 
+@checked
+def placed(place: Path | str, others: Sequence[Path | str] = (), name: str = "") -> list[Any]:
+    return [place, *others, name]
+
+
+def test_a_tilde_is_the_home_folder_where_a_path_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = placed("~/a", [Path("~/b"), "c/~"], "~/d")
+    assert found == [str(tmp_path / "a"), tmp_path / "b", "c/~", "~/d"]
+    assert Settings(place=Path("~/a")).place == tmp_path / "a"
+    with pytest.raises(UserError, match=r"^~nobodyxyz/a: is below the home folder of nobody here"):
+        placed("~nobodyxyz/a")
+
+
 def test_text_is_a_path_where_one_is_meant() -> None:
     assert PromptInit(from_prompt="runs/start").from_prompt == Path("runs/start")

@@ -38,7 +38,7 @@ from mmprompt.core.fit import Task
 from mmprompt.core.learned import rms
 from mmprompt.core.method import Method, Start, resolved_recipe
 from mmprompt.core.words import commonest
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.sites import Insert, Site, low_rank_of
@@ -233,6 +233,13 @@ class FocusTask(Task[Captioner]):
         others = [text for item in self.data.train for text in item.of(None) if text not in item.of(self.focus)]
         others = others or [said.text for said in Captioner(model).caption_features(self.image_features[:LOOKED_AT])]
         return token_beginnings(model.tokenizer, own_words(captions, others), (*captions, *others))
+
+    def complete(self, recipe: Recipe) -> Recipe:
+        """Refuse early stopping: what is said of the validation part is not measured as a prompt learns."""
+        if recipe.patience is not None:
+            expected = "captions have no validation accuracy to wait for"
+            raise bad_value("patience", recipe.patience, expected, "Leave `patience` out.")
+        return recipe
 
     def n_epochs(self, recipe: Recipe) -> int:
         """Return the recipe's epochs; see `epochs_of`."""

@@ -180,7 +180,7 @@ class Classifier(nn.Module):
             return self._encode_text(Given())
         versions = self._versions()
         if self._cached is None or self._cached_for != versions:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(self.backbone.device.type, enabled=False):  # it outlives a step
                 self._cached, self._cached_for = self._encode_text(Given()), versions
         return self._cached
 

@@ -34,10 +34,11 @@ from mmprompt.experiments.grid import (
     protocol_grid,
     without_broken,
 )
-from mmprompt.files import expanded, make_folder, write_json
+from mmprompt.files import make_folder, write_json
 from mmprompt.language.data import TextData, is_text, load_texts
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
+from mmprompt.settings import expanded
 from mmprompt.terminal.images import own_path
 from mmprompt.terminal.output import Device, Output, check_file, check_place, command_of
 from mmprompt.terminal.parser import (

@@ -21,7 +21,16 @@ from mmprompt.core.heads import HEADS, Head
 from mmprompt.core.learned import Given, Learned, Prompt, Source, Template
 from mmprompt.core.sources import SOURCES
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.files import ANY_SIZE, make_folder, read_bytes, read_tensors, sha256_bytes, tensor_bytes, write_bytes
+from mmprompt.files import (
+    ANY_SIZE,
+    json_ready,
+    make_folder,
+    read_bytes,
+    read_tensors,
+    sha256_bytes,
+    tensor_bytes,
+    write_bytes,
+)
 from mmprompt.models.sites import Site, Vectors
 from mmprompt.settings import checked, validate
 from mmprompt.version import __version__
@@ -77,13 +86,13 @@ def save(predictor: Predictor, folder: Path | str, training: Mapping[str, Any] |
         folder: made if missing; the two files in it are replaced, the header last.
         training: JSON-ready facts about where the prompt comes from (method, data set, shots, seed, metrics).
     Raises:
-        UserError: the folder cannot be written, a source says no kind under which it could be kept, or `training` says
-            one of these otherwise than `fit` does.
+        UserError: the folder cannot be written, a source says no kind under which it could be kept, or `training` is
+            not JSON-ready or says one of these otherwise than `fit` does.
     """
     tensors: dict[str, Tensor] = {}
-    facts = describe(predictor, tensors)
+    facts = json_ready(describe(predictor, tensors) | {"training": dict(training or {})})
     data = tensor_bytes(tensors | predictor.kept_tensors())
-    header = {**facts, "training": dict(training or {}), "tensors_sha256": sha256_bytes(data)}
+    header = {**facts, "tensors_sha256": sha256_bytes(data)}
     validate(FACTS[predictor.kind], header, "what is to be saved", is_whole=False)
     folder = make_folder(Path(folder))
     write_bytes(folder / TENSORS, data)

@@ -22,7 +22,7 @@ from mmprompt.core.file import Predictor, describe, describe_backbone, load, sav
 from mmprompt.core.header import HEADER, check_new, read_header
 from mmprompt.core.method import Method, overrides, parts_of, resolved_recipe, settled
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.files import make_folder, write_json
+from mmprompt.files import json_ready, make_folder, write_json
 from mmprompt.models.ranks import Ranks
 from mmprompt.settings import check, checked
 from mmprompt.training.callbacks import Callback, ProgressBar, WriteConfig
@@ -233,7 +233,7 @@ def fit(
     ranks = Ranks()
     with run_lock(folder) if folder is not None and ranks.is_first else contextlib.nullcontext():
         config = run_config(task, method, predictor, recipe, seed)
-        kept = config | ({} if call is None else {"call": dict(call)})
+        kept = {} if folder is None else json_ready(config | ({} if call is None else {"call": dict(call)}))
         if folder is not None and ranks.from_first(partial(_has_ended, folder, predictor, config, resume)):
             return _finished(folder, model, task)
         problem = task.problem(method, predictor, recipe, seed)

@@ -15,7 +15,7 @@ from mmprompt.core.file import load, save
 from mmprompt.core.header import HEADER, TENSORS, public_name, read_header, write_header
 from mmprompt.errors import UserError, bad_file, bad_value
 from mmprompt.files import ANY_SIZE, make_folder, new_folder, read_bytes, read_json, write_bytes
-from mmprompt.settings import checked
+from mmprompt.settings import checked, expanded
 from mmprompt.version import __version__
 
 CARD = "README.md"
@@ -51,7 +51,7 @@ def push_to_hub(
     """
     from huggingface_hub import HfApi
 
-    folder = Path(run) if isinstance(run, Path | str) else getattr(run, "folder", None)
+    folder = expanded(run) if isinstance(run, Path | str) else getattr(run, "folder", None)
     with tempfile.TemporaryDirectory() as place:
         if folder is None:
             folder = Path(place) / "saved"

@@ -23,8 +23,8 @@ from mmprompt.data.split_file import read_coop_split
 from mmprompt.data.splits import SPLITS, Dataset, Row, SplitName, Splits, assemble, refuse_missing
 from mmprompt.data.tables import PARTS, csv_records
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import SafeRoot, expanded, read_objects
-from mmprompt.settings import checked
+from mmprompt.files import SafeRoot, read_objects
+from mmprompt.settings import checked, expanded
 
 _TRUTH = {"1": True, "true": True, "0": False, "false": False, "": False}
 

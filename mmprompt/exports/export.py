@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmprompt.core.header import public_name, read_header
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.files import new_folder, read_json, write_json
-from mmprompt.settings import checked
+from mmprompt.settings import checked, expanded
 from mmprompt.version import __version__
 
 if TYPE_CHECKING:
@@ -125,9 +125,10 @@ def export(run: Any, to: str, path: Path | str | None = None, model: Any = None)
     """
     from mmprompt.core.file import Predictor, load
 
+    run = expanded(run) if isinstance(run, Path | str) else run
     predictor = getattr(run, "predictor", run)
-    folder = Path(run) if isinstance(run, Path | str) else getattr(run, "folder", None)
-    header = read_header(run) if isinstance(run, Path | str) else {}
+    folder = run if isinstance(run, Path) else getattr(run, "folder", None)
+    header = read_header(run) if isinstance(run, Path) else {}
     form = form_of(to, header.get("kind", getattr(predictor, "kind", None)))
     if path is None and folder is None:
         raise bad_value("path", None, "this predictor has no run folder to write into", "Give a folder.")

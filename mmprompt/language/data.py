@@ -25,8 +25,7 @@ from mmprompt.data.splits import SPLITS, SplitName
 from mmprompt.data.strict_yaml import read_yaml
 from mmprompt.data.tables import SUFFIXES, Record, read_records
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import expanded
-from mmprompt.settings import check_settings, checked, validate
+from mmprompt.settings import check_settings, checked, expanded, validate
 
 if TYPE_CHECKING:
     from mmprompt.language.task import LanguageTask

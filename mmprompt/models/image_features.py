@@ -25,11 +25,12 @@ from mmprompt.data.images import ImageLike, read_image
 from mmprompt.data.parallel import in_workers
 from mmprompt.data.transforms import augment_coop
 from mmprompt.errors import UserError
-from mmprompt.files import expanded, make_folder, sha256_bytes
+from mmprompt.files import make_folder, sha256_bytes
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.feature_store import FeatureStore, Space, StoreError, features_folder, limit_bytes
 from mmprompt.models.frozen import PixelTransform
 from mmprompt.models.sites import Insert, Site
+from mmprompt.settings import expanded
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
 SAVE_SECONDS = 5.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -89,6 +90,8 @@ class Site:
 
 
 LM_INPUT = Site("lm")
+_one_at_a_time = threading.RLock()
+"""Of those who put learned weights in place: a second one would take those of the first for the frozen ones."""
 
 
 @dataclass(frozen=True)
@@ -220,16 +223,20 @@ def with_tensors(inserts: Mapping[Site, Insert], tensors: Iterator[Tensor]) -> d
 def in_place(model: nn.Module, weights: Mapping[str, Weight]) -> Iterator[None]:
     """Have a model compute with learned weights in place of its own, by name, of which none is written to or copied.
 
-    Tied ones are all replaced, and every thread sees them meanwhile.
+    Tied ones are all replaced, and every thread sees them meanwhile; one that has weights of its own waits.
     """
-    places = list(_places_of(model, weights)) if weights else []
-    try:
-        for part, name, _, learned in places:
-            part._parameters[name] = learned  # type: ignore[assignment]
+    if not weights:
         yield
-    finally:
-        for part, name, frozen, _ in places:
-            part._parameters[name] = frozen
+        return
+    with _one_at_a_time:
+        places = list(_places_of(model, weights))
+        try:
+            for part, name, _, learned in places:
+                part._parameters[name] = learned  # type: ignore[assignment]
+            yield
+        finally:
+            for part, name, frozen, _ in places:
+                part._parameters[name] = frozen
 
 
 def _places_of(

@@ -20,7 +20,7 @@ from mmprompt.errors import UserError, bad_value
 from mmprompt.files import make_folder, write_json
 from mmprompt.reports.pages import Draw, missing_extra, write_page
 from mmprompt.reports.tables import plain_table
-from mmprompt.settings import Count, annotations_of, check, checked
+from mmprompt.settings import Count, annotations_of, check, checked, expanded
 from mmprompt.training.run_files import place_of_data
 
 PAGE, TABLES = "explanation.html", "explanation.json"
@@ -146,6 +146,7 @@ class Explanation:
         told = {section.name: {"said": section.said, "table": section.records} for section in self.sections}
         return {"run": self.run, "headline": self.headline, "sections": told}
 
+    @checked
     def save(self, folder: Path | str) -> Path:
         """Write `explanation.html`, every figure as a PNG file, and `explanation.json` with the tables.
 
@@ -208,7 +209,7 @@ def explain(
         UserError: the run or the data cannot be read, do not go together, or are not found; or a model or a device is
             named for a run in memory, which has its own.
     """
-    folder = Path(run) if isinstance(run, Path | str) else None
+    folder = expanded(run) if isinstance(run, Path | str) else None
     if folder is None:
         check("run", run, Predictor, "Give a run folder, what load gave, or the `predictor` of a Result.")
         for name, value in {"model": model, "device": None if device == "auto" else device}.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmprompt.errors import UserError
-from mmprompt.files import expanded
+from mmprompt.settings import expanded
 from mmprompt.training.run_files import place_of_data
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
+from mmprompt.settings import expanded
 from mmprompt.training.run_files import RUN
 
 Settings = TypeVar("Settings")
@@ -91,7 +92,7 @@ def parse(
     try:
         with contextlib.redirect_stderr(held_back), contextlib.redirect_stdout(shown):
             read = tyro.cli(form, args=list(arguments), prog=prog, description=description, config=style, **chosen)
-        _refuse_endless(read.settings)
+        _settle(read.settings)
         return read.settings
     except SystemExit as end:
         refusal = refusal_behind(end) or refusal_in(held_back.getvalue(), prog)
@@ -142,12 +143,14 @@ def _form(settings: type) -> Any:
     return make_dataclass("Form", members, frozen=True)
 
 
-def _refuse_endless(settings: Any) -> None:
-    """Refuse whole numbers that no library takes."""
+def _settle(settings: Any) -> None:
+    """Refuse whole numbers that no library takes, and put the home folder in the place of `~` where no shell did."""
     for one in fields(settings):
         value = getattr(settings, one.name)
         if is_dataclass(value):
-            _refuse_endless(value)
+            _settle(value)
+        elif isinstance(value, Path):
+            object.__setattr__(settings, one.name, expanded(value))
         elif isinstance(value, int) and abs(value) >= 2**63:
             raise bad_value(one.name, value, "a number below 2**63 was expected", "Give a smaller one.")
 

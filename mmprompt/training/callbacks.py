@@ -202,6 +202,7 @@ class CSVLogger(Callback):
 
     is_shown = True
 
+    @checked
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
@@ -239,6 +240,7 @@ class TensorBoardLogger(Callback):
 
     is_shown = True
 
+    @checked
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._writer: Any = None

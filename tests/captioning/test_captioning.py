@@ -529,8 +529,16 @@ def test_what_a_method_leaves_open_suits_a_captioner(method, settings):
     assert asdict(settled(method, "tiny", "captioning")) == settings
 
 
-def test_captions_have_no_shots_to_count_steps_by(captioner, data, tmp_path):
-    message = r"^steps_per_shot is 5, but data of captioning has no shots\. Give `n_steps` or `epochs`\.$"
-    with pytest.raises(UserError, match=message):
-        fit(PromptTuning(2), captioner, data, tmp_path / "run", None, steps_per_shot=5)
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps_per_shot": 5}, "is 5, but data of captioning has no shots. Give `n_steps` or `epochs`."),
+        ({"patience": 2}, "is 2, but captions have no validation accuracy to wait for. Leave `patience` out."),
+    ],
+    ids=["shots", "early stopping"],
+)
+def test_what_captions_have_nothing_to_count_by_is_refused(setting, message, captioner, data, tmp_path):
+    with pytest.raises(UserError) as caught:
+        fit(PromptTuning(2), captioner, data, tmp_path / "run", None, **setting)
+    assert str(caught.value) == f"{next(iter(setting))} {message}"
     assert not (tmp_path / "run").exists()

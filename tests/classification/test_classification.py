@@ -15,7 +15,7 @@ from mmprompt.core.fit import fit
 from mmprompt.data.folder import ImageFolder
 from mmprompt.data.images import read_image
 from mmprompt.errors import UserError
-from mmprompt.files import tensor_bytes
+from mmprompt.files import read_tensors, tensor_bytes
 from mmprompt.models.image_features import ImageFeatures
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.recipe import Recipe, learning_rate
@@ -163,6 +163,15 @@ def test_early_stopping_keeps_the_best_on_validation(tiny_clip_backbone, data):
     result = fit(mp.CoOp(n_ctx=4), tiny_clip_backbone, validated, recipe=recipe)
     best = max(record["val_accuracy"] for record in result.history)
     assert result.evaluate(validated.val).accuracy == pytest.approx(best)
+
+
+@pytest.mark.parametrize("method", ["vpt", "padding-prompt", "tip-adapter-f", "clip-adapter", "taskres"])
+def test_training_in_half_precision_keeps_whole_class_features(method, tiny_clip_backbone, data, tmp_path):
+    result = fit(method, tiny_clip_backbone, data, tmp_path / "run", recipe=replace(FAST, epochs=1, precision="bf16"))
+    words = result.predictor.prompt.template.text
+    expected = zero_shot(tiny_clip_backbone, data.class_names, words).class_features()
+    assert torch.equal(read_tensors(tmp_path / "run" / "prompt.safetensors")["class_features"], expected)
+    assert result.evaluate().n == len(data.test)
 
 
 def test_zero_shot_is_the_librarys_own(tiny_clip_backbone, tiny_open_clip_folder, data):

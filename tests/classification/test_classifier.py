@@ -131,6 +131,14 @@ def test_visual_prompt_encodes_the_class_names_once(tiny_clip_backbone, pixels):
     assert len(count) == 1
 
 
+def test_class_features_are_whole_whatever_precision_they_are_first_asked_for_in(tiny_clip_backbone, pixels):
+    classifier, other = (VPT(n_visual=2).build(tiny_clip_backbone, NAMES) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        classifier(tiny_clip_backbone.normalize(pixels)).sum().backward()
+    assert torch.equal(classifier.class_features(), other.class_features())
+    np.testing.assert_array_equal(classifier.predict_proba(pixels), other.predict_proba(pixels))
+
+
 @pytest.fixture
 def dropping(tiny_clip_backbone):
     """A classifier whose low-rank terms drop half of what they see, in training."""

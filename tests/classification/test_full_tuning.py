@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,20 @@ def test_little_memory_changes_nothing_that_is_learned(
         found.append(recorder.gradients[0])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_threads_see_with_their_own_weights_and_leave_the_frozen_ones(
+    tiny_open_clip_folder: Path, pixels: Tensor
+) -> None:
+    backbone: Any = load_backbone(str(tiny_open_clip_folder), device="cpu")
+    own = {Site("vision", part=name): value.detach() for name, value in backbone.weights_of("vision").items()}
+    each = [{site: Weight(value * size) for site, value in own.items()} for size in (0.5, 2.0)] * 20
+    expected = [backbone.encode_image(pixels, inserts) for inserts in each[:2]] * 20
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(partial(backbone.encode_image, pixels), each))
+    for one, alone in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, alone)
+    assert backbone.compute_fingerprint() == backbone.fingerprint
 
 
 @pytest.mark.parametrize(

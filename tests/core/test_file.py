@@ -160,6 +160,37 @@ def test_saving_where_nothing_can_be_written_is_refused(tiny_clip_backbone, tmp_
         save(VPT().build(tiny_clip_backbone, NAMES), tmp_path / "file" / "prompt")
 
 
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [
+        ({"loss": float("nan")}, "Out of range float values"),
+        ({"loss": object()}, "Object of type object"),
+        ({("loss", 1): 0.5}, "keys must be str"),
+        ({"name": "\ud800"}, "surrogates not allowed"),
+    ],
+)
+def test_facts_that_no_json_holds_are_refused_before_anything_is_replaced(training, reason, saved, tiny_clip_backbone):
+    before = {path: path.read_bytes() for path in saved.iterdir()}
+    with pytest.raises(UserError, match=rf"^training is not JSON-ready \(.*{reason}.*\)\. Keep to text, "):
+        save(CoOp(n_ctx=2).build(tiny_clip_backbone, NAMES), saved, training)
+    assert {path: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_facts_are_kept_as_json_gives_them_back(tiny_clip_backbone, tmp_path):
+    save(CoOp(n_ctx=2).build(tiny_clip_backbone, NAMES), tmp_path, {"epochs": {10: (1, 2), 9: None, "all": True}})
+    assert read_header(tmp_path)["training"]["epochs"] == {"10": [1, 2], "9": None, "all": True}
+
+
+def test_a_tilde_is_the_home_folder(tiny_clip_backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save(CoOp(n_ctx=2).build(tiny_clip_backbone, NAMES), "~/prompt")
+    assert [path.name for path in tmp_path.iterdir()] == ["prompt"]
+    assert load("~/prompt", tiny_clip_backbone).class_names == tuple(NAMES)
+    learned = CoOp(ctx_init="~/prompt").build(tiny_clip_backbone, NAMES).prompt
+    assert torch.equal(learned.sources[0].vectors, load("~/prompt", tiny_clip_backbone).prompt.sources[0].vectors)
+
+
 PARTS = {
     "a source": (CoCoOp(n_ctx=2, ctx_init=None), SOURCES, "conditioned", "source of kind 'conditioned'"),
     "low-rank terms": (CLIPLoRA(), SOURCES, "low-rank", "source of kind 'low-rank'"),

@@ -74,6 +74,12 @@ def test_to_go_on_without_a_folder_is_refused(tiny_clip_backbone, data):
         fit(CoOp(n_ctx=2), tiny_clip_backbone, data, resume=True, **FAST)
 
 
+def test_a_call_that_no_json_holds_is_refused_before_anything_is_learned(tiny_clip_backbone, data, tmp_path):
+    with pytest.raises(UserError, match=r"^call is not JSON-ready \(Object of type object is not JSON serializable\)"):
+        fit(CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path / "run", call={"by": object()}, **FAST)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_setting_that_there_is_not_is_refused(tiny_clip_backbone, data, tmp_path):
     with pytest.raises(UserError, match=r"no setting of a recipe named 'epcohs'\. Did you mean 'epochs'"):
         fit(CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path / "run", epcohs=3)

@@ -15,6 +15,7 @@ from mmprompt.terminal.parser import in_options, parse, remember
 @dataclass(frozen=True)
 class Inner:
     n_ctx: int = 4
+    out: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ def forgotten() -> None:
 def test_a_setting_that_the_verb_has_is_said_as_its_option(text: str, said: str) -> None:
     parse(Outer, [], "mmprompt verb", "Does something.")
     assert in_options(text) == said
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse(Outer, ["--out=~/run"], "mmprompt verb", "Does something.").inner.out == tmp_path / "run"
 
 
 def test_where_no_verb_runs_nothing_is_an_option() -> None:

@@ -176,6 +176,12 @@ def test_a_csv_has_what_later_callbacks_added_to_the_last_epoch_too(tmp_path: Pa
     assert [float(row["val_accuracy"]) for row in rows] == [record["val_accuracy"] for record in history]
 
 
+def test_a_csv_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train(Toy(), RECIPE, 1, 1, callbacks=[CSVLogger("~/epochs.csv")])
+    assert (tmp_path / "epochs.csv").is_file()
+
+
 def test_a_csv_path_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder, not a CSV file"):
         train(Toy(), RECIPE, 1, 1, callbacks=[CSVLogger(tmp_path)])

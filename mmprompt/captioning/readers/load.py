@@ -34,7 +34,7 @@ from mmprompt.captioning.readers.captioner import (
     first_id,
 )
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import expanded, read_json, read_tensors
+from mmprompt.files import read_json, read_tensors
 from mmprompt.models.decoder.load import load_parts
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.load import (
@@ -47,7 +47,7 @@ from mmprompt.models.dual_encoder.load import (
     read_options,
 )
 from mmprompt.models.frozen import LoadOptions, fingerprint, freeze
-from mmprompt.settings import Count, check_settings, checked
+from mmprompt.settings import Count, check_settings, checked, expanded
 
 SETTINGS_FILE, WEIGHTS_FILE = "mapper.json", "mapper.safetensors"
 KNOWN_IMAGES_FILE = "drawn_scenes.safetensors"

@@ -13,7 +13,7 @@ from mmprompt.classification.methods.base import PromptMethod
 from mmprompt.classification.methods.parts import AlignedGradient, KnowledgeGuided, Weight
 from mmprompt.core.method import Start
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.settings import Count
+from mmprompt.settings import Count, expanded
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def saved_context(backbone: DualEncoder, folder: str) -> Tensor:
     from mmprompt.core.learned import Learned
     from mmprompt.models.sites import Site
 
-    read_header(Path(folder), "classification")
+    read_header(expanded(folder), "classification")
     for source in load(folder, backbone).prompt.sources:
         if isinstance(source, Learned) and source.sites == (Site("text"),) and source.scope == "shared":
             return source.vectors.detach().cpu()

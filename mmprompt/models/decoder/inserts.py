@@ -97,7 +97,7 @@ def keys_values(vectors: Mapping[Site, Vectors], shape: KvShape | None, dtype: t
 
 def changes_of(inserts: Mapping[Site, Insert]) -> dict[Site, Change]:
     """Select the inserts that are no vectors."""
-    return {site: insert for site, insert in inserts.items() if isinstance(insert, Change)}
+    return {site: insert for site, insert in inserts.items() if not isinstance(insert, Vectors)}  # type: ignore[misc]
 
 
 def linear_layers(lm: Any) -> dict[str, tuple[int, int]]:
@@ -141,12 +141,15 @@ def in_attention(name: str) -> bool:
 
 
 def check_changes(model: str, lm: nn.Module, changes: Mapping[Site, Change]) -> None:
-    """Refuse changes of parts that a language model of that name has not, or has in another size."""
+    """Refuse changes of parts that a language model of that name has not, or has in another size, and other changes."""
     modules, weights = dict(lm.named_modules()), dict(lm.named_parameters())
     for site, change in changes.items():
         known: Mapping[str, Any] = weights if isinstance(change, Weight) else modules
         if site.tower != "lm" or not site.part:
             raise UserError(f"{site} is no layer of {model}. Use lm.part[NAME].")
+        if not isinstance(change, Change):
+            takes = f"{model} takes a term, a network or a weight there"
+            raise UserError(f"what is learned at {site} is a {type(change).__name__}, but {takes}. {OTHER_MODEL}")
         if site.part not in known:
             raise unknown_name(f"part of {model}", site.part, known, OTHER_MODEL)
         if isinstance(change, Weight):

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.files import expanded
 from mmprompt.models.dual_encoder.load import TINY, Source, folder_source, one_line_errors, read_options
 from mmprompt.models.frozen import LoadOptions, freeze
 from mmprompt.models.packaged import find_packaged
 from mmprompt.progress import doing
-from mmprompt.settings import checked
+from mmprompt.settings import checked, expanded
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,18 @@ from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionVi
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.dual_encoder.interface import without_text
 from mmprompt.models.frozen import PixelTransform, fingerprint
-from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, Weight, in_place, vectors_of, weights_of
+from mmprompt.models.sites import (
+    Insert,
+    PixelTerm,
+    Site,
+    TextSlots,
+    Tower,
+    Vectors,
+    Weight,
+    in_place,
+    vectors_of,
+    weights_of,
+)
 
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
 DEFAULT_MEMORY_BYTES = 2**30
@@ -208,6 +219,7 @@ class FrozenDualEncoder:
         given = _of_tower("text", inserts)
         check_text_vectors(self.text, slots, vectors_of(given))
         weights = self._take_weights("text", given)
+        refuse_other_kinds(self.name, given)
         # What is computed again in the backward pass would meet the frozen weights there.
         memory_bytes = sys.maxsize if weights else self.text_memory_bytes
         with in_place(self.model, weights):
@@ -219,6 +231,7 @@ class FrozenDualEncoder:
         own = _of_tower("vision", inserts)
         images = self._with_term(self._checked(images), own.pop(Site("vision", part="pixels"), None))
         weights = self._take_weights("vision", own)
+        refuse_other_kinds(self.name, own)
         if not raw or not self.raw_width or own or weights:
             with in_place(self.model, weights):
                 features = encode_images(self.vision, images, own)
@@ -297,6 +310,17 @@ class FrozenDualEncoder:
     def compute_fingerprint(self) -> str:
         """Return the fingerprint of the weights as they are now, to compare with `fingerprint`."""
         return fingerprint(self.model)
+
+
+def refuse_other_kinds(name: str, inserts: Mapping[Site, Insert]) -> None:
+    """Refuse what is learned, weights aside, where a model of that name would read something else or nothing."""
+    for site, insert in inserts.items():
+        if site.is_named or (site.part in ("", "normed") and not isinstance(insert, Vectors)):
+            takes = "a weight" if site.is_named else "vectors"
+            raise UserError(
+                f"what is learned at {site} is a {type(insert).__name__}, but {name} takes {takes} there. "
+                "Learn it at a site of its kind."
+            )
 
 
 def _of_tower(tower: Tower, inserts: Mapping[Site, Insert] | None) -> dict[Site, Insert]:

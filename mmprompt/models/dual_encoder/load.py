@@ -32,13 +32,13 @@ from typing import Any, Literal, overload
 import torch
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
-from mmprompt.files import expanded, read_json
+from mmprompt.files import read_json
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.frozen import LoadOptions
 from mmprompt.models.packaged import PHOTOS, find_packaged
 from mmprompt.progress import doing
 from mmprompt.quiet import quiet
-from mmprompt.settings import checked
+from mmprompt.settings import checked, expanded
 
 ASSETS = Path(__file__).parents[2] / "assets"
 TINY = ASSETS / "tiny"

@@ -8,7 +8,7 @@ import torch
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.inserts import block_names, in_attention, linear_layers
 from mmprompt.models.decoder.packing import Question
-from mmprompt.models.sites import Bottleneck, Insert, LowRank, Site, Vectors, Weight
+from mmprompt.models.sites import Bottleneck, Insert, LowRank, NormDelta, Site, Vectors, Weight
 from tests.language_models import CAUSAL, ENCODED, OTHER_CAUSAL, frozen_model
 
 FAMILIES = (*CAUSAL, *OTHER_CAUSAL, *ENCODED)
@@ -95,6 +95,12 @@ def test_tied_weights_are_changed_in_both_places() -> None:
             WEIGHT,
             Weight(torch.zeros(32)),
             f"lm.part[{WEIGHT}] was given [32], but that of llama is [32, 32]. Build it for this model.",
+        ),
+        (
+            "model.norm",
+            NormDelta(torch.zeros(32), torch.zeros(32)),
+            "what is learned at lm.part[model.norm] is a NormDelta, but llama takes a term, a network or a weight "
+            "there. Build it for this model.",
         ),
     ],
 )

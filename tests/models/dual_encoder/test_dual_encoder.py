@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 from mmprompt.models.dual_encoder.interface import DualEncoder
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import Bottleneck, Insert, LowRank, NormDelta, Site, Vectors
 
 FAMILIES = ["tiny_clip", "tiny_hf_clip", "tiny_siglip", "tiny_resnet"]
 
@@ -55,3 +57,32 @@ def test_token_vectors_are_the_table_of_the_text_tower(backbone: FrozenDualEncod
     found = backbone.token_vectors(ids)
     assert found.shape == (2, 2, backbone.text_width)
     assert torch.equal(found[0, 0], found[1, 1])
+
+
+OTHER_KINDS = {
+    "vision.input": LowRank(torch.zeros(2, 32), torch.zeros(32, 2)),
+    "vision.layer[0]": NormDelta(torch.zeros(32), torch.zeros(32)),
+    "text.layer[1]": Bottleneck(torch.zeros(2, 32), torch.zeros(2), torch.zeros(32, 2), torch.zeros(32)),
+    "text.part[ln_final]": NormDelta(torch.zeros(32), torch.zeros(32)),
+    "vision.part[visual.proj]": Vectors(torch.zeros(2, 32)),
+}
+
+
+@pytest.mark.parametrize(("site", "insert"), OTHER_KINDS.items(), ids=OTHER_KINDS)
+def test_what_a_site_does_not_take_is_refused_and_not_passed_over(
+    site: str, insert: Insert, tiny_clip_backbone: FrozenDualEncoder, pixels: Tensor
+) -> None:
+    vectors: dict[Site, Insert] = {
+        Site("text"): Vectors(torch.zeros(2, 32)),
+        Site("vision"): Vectors(torch.zeros(2, 32)),
+    }
+    given = vectors | {Site.parse(site): insert}
+    takes = "a weight" if "part" in site else "vectors"
+    message = rf"^what is learned at {re.escape(site)} is a {type(insert).__name__}, but .* takes {takes} there\. Learn"
+    slots = tiny_clip_backbone.text_slots([[-1, -2, 5]])
+    encode = {
+        "text": lambda: tiny_clip_backbone.encode_text(slots, given),
+        "vision": lambda: tiny_clip_backbone.encode_image(pixels, given),
+    }
+    with pytest.raises(UserError, match=message):
+        encode[Site.parse(site).tower]()
