@@ -221,6 +221,8 @@ def folder_source(folder: Path) -> Source:
         return Source("open_clip", f"local-dir:{folder}", place=folder)
     if (folder / "config.json").is_file():
         settings = read_json(folder / "config.json")
+        if not isinstance(settings, dict):
+            raise bad_file(folder / "config.json", "is no JSON object", "Give a complete model folder.")
         if "architecture" in settings and "model_type" not in settings:
             return Source("timm", f"local-dir:{folder}", place=folder)
         return Source("transformers", str(folder), place=folder)
@@ -298,11 +300,17 @@ def _choose_device(device: str) -> torch.device:
     if device == "auto":
         own = os.environ.get("LOCAL_RANK", "0")  # of the processes of one job on this machine
         device = f"cuda:{own}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return find_device("device", device, "Use auto, cpu, cuda, cuda:0 or mps.")
+
+
+def find_device(setting: str, device: Any, advice: str) -> torch.device:
+    """Return the torch device of a setting, on which numbers can be kept."""
     try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError):
-        expected = "this machine has no such device"
-        raise bad_value("device", repr(device), expected, "Use auto, cpu, cuda, cuda:0 or mps.") from None
+        kept = torch.zeros(1, device=device)
+        kept.item()  # which `meta` has not
+    except (RuntimeError, AssertionError, ImportError, TypeError):
+        raise bad_value(setting, repr(device), "this machine has no such device", advice) from None
+    return kept.device
 
 
 def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -217,8 +217,16 @@ def test_an_image_tower_that_lacks_a_weight_is_refused_and_not_made_up(tmp_path:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_device_that_is_not_there_is_refused(tiny_open_clip_folder: Path) -> None:
-    assert "device is 'warp', but this machine has no such device" in refusal(str(tiny_open_clip_folder), device="warp")
+@pytest.mark.parametrize("device", ["warp", "hpu", "privateuseone", "meta"])
+def test_a_device_that_is_not_there_is_refused(tiny_open_clip_folder: Path, device: str) -> None:
+    message = refusal(str(tiny_open_clip_folder), device=device)
+    assert message.startswith(f"device is '{device}', but this machine has no such device. Use ")
+
+
+@pytest.mark.parametrize("content", ["5", "null", "[]"])
+def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert refusal(str(tmp_path)).startswith(f"{tmp_path / 'config.json'}: is no JSON object.")
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("float23", "Did you mean 'float32'?"), ("float16", "on the CPU")])
