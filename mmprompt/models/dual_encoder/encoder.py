@@ -93,6 +93,7 @@ class FrozenDualEncoder:
         embed_dim: E of an image tower alone; with a text tower it is that of its projection.
 
     Attributes:
+        cache_dir: where its downloads are kept, None for the library's own folder; a pickle reads them there again.
         text_memory_bytes: about what a training step may keep of the text tower's activations; classes beyond that
             are computed again in the backward pass. `$MMPROMPT_MEMORY_LIMIT` such as `500MB`, else 1 GB. It changes
             no number by more than rounding.
@@ -112,6 +113,7 @@ class FrozenDualEncoder:
         embed_dim: int = 0,
     ) -> None:
         self.name, self.model = name, model
+        self.cache_dir: str | None = None
         self._text, self.vision, self.pixels = text, vision, pixels
         self._image_parts = image_parts
         self._tokenizer, self.has_text = tokenizer, text is not None
@@ -143,11 +145,12 @@ class FrozenDualEncoder:
         made.__dict__.update(self.__dict__)
         return made
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str | None, ...]]:
         """Pickle the name and what the weights hash to, not the weights, which are read again."""
         from mmprompt.models.dual_encoder.load import load_again
 
-        return load_again, (self.name, self.fingerprint, str(self.device), str(self.dtype).removeprefix("torch."))
+        dtype = str(self.dtype).removeprefix("torch.")
+        return load_again, (self.name, self.fingerprint, str(self.device), dtype, self.cache_dir)
 
     @property
     def text(self) -> TextView:

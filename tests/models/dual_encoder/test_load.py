@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle  # noqa: TID251 - what others do with a backbone
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,15 @@ def test_hub_models_are_found_in_the_cache_folder_that_was_given(tiny_siglip_fol
     for name in ("open_clip:hf-hub:somebody/tiny-clip", "hf:somebody/tiny-siglip"):
         backbone = load_backbone(name, device="cpu", cache_dir=tmp_path / "cache")
         assert (backbone.name, backbone.text_width) == (name, small_models.WIDTH)
+
+
+def test_a_pickle_finds_a_hub_model_in_the_cache_folder_that_was_given(
+    tiny_siglip_folder: Path, tmp_path: Path
+) -> None:
+    put_in_hub_cache(tiny_siglip_folder, tmp_path / "cache", "somebody/tiny-siglip")
+    backbone = load_backbone("hf:somebody/tiny-siglip", device="cpu", cache_dir=tmp_path / "cache")
+    again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(backbone))))
+    assert again.fingerprint == backbone.fingerprint
 
 
 def test_a_folder_is_told_by_its_files(tiny_open_clip_folder: Path, tiny_siglip_folder: Path) -> None:
