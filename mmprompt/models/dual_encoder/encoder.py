@@ -24,7 +24,7 @@ from mmprompt.models.dual_encoder.forward.text import check_text_vectors, encode
 from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionView, norm_sites
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.dual_encoder.interface import without_text
-from mmprompt.models.frozen import PixelTransform, fingerprint
+from mmprompt.models.frozen import PixelTransform, architecture, fingerprint
 from mmprompt.models.sites import Insert, PixelTerm, Site, TextSlots, Tower, Weight, in_place, vectors_of, weights_of
 
 MEMORY_VARIABLE = "MMPROMPT_MEMORY_LIMIT"
@@ -117,7 +117,7 @@ class FrozenDualEncoder:
         self._text, self.vision, self.pixels = text, vision, pixels
         self._image_parts = image_parts
         self._tokenizer, self.has_text = tokenizer, text is not None
-        self.fingerprint = fingerprint(model)
+        self.fingerprint, self.architecture = fingerprint(model), architecture(model)
         first = next(model.parameters())
         self.device, self.dtype, self.embed_dim = first.device, first.dtype, embed_dim
         self.text_width, self.text_layers = (text.width, len(text.blocks)) if text else (0, 0)
