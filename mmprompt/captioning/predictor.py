@@ -339,7 +339,7 @@ class CaptionFeatures(ImageFeatures):
     def __init__(
         self, captioner: FrozenCaptioner, store: Path | str | None = "auto", progress: Progress | None = None
     ) -> None:
-        names = ("name", "fingerprint", "transform", "pixels", "device", "dtype", "preprocess")
+        names = ("name", "fingerprint", "architecture", "transform", "pixels", "device", "dtype", "preprocess")
         side: Any = SimpleNamespace(**{name: getattr(captioner, name) for name in names}, raw_width=0)
         side.encode_image, side.embed_dim = partial(_flat_features, captioner), math.prod(captioner.image_shape)
         super().__init__(side, store, progress=progress)

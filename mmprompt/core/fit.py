@@ -23,7 +23,7 @@ from mmprompt.core.header import HEADER, check_new, read_header
 from mmprompt.core.method import Method, overrides, parts_of, resolved_recipe, settled
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import json_ready, make_folder, write_json
-from mmprompt.models.ranks import Ranks
+from mmprompt.models.ranks import PeerLostError, Ranks
 from mmprompt.settings import check, checked
 from mmprompt.training.callbacks import Callback, ProgressBar, WriteConfig
 from mmprompt.training.loop import count_epochs, train
@@ -218,7 +218,8 @@ def fit(
         settings: single settings of the recipe, such as `epochs=30`; they win over `recipe`.
     Raises:
         UserError: something in the input cannot be, or another process trains in `out`; nothing is written then.
-        RunFailed: the loss, or what a callback adds to a record, is not finite, or weights of the model changed.
+        RunFailed: the loss, or what a callback adds to a record, is not finite, weights of the model changed, or
+            another process of the job has ended.
     """
     check_names(settings)
     if resume and out is None:
@@ -231,10 +232,10 @@ def fit(
     predictor = task.predictor(method, model, seed)
     folder = None if out is None else Path(out)
     ranks = Ranks()
-    with run_lock(folder) if folder is not None and ranks.is_first else contextlib.nullcontext():
+    with _peers_watched(), contextlib.ExitStack() as held:
         config = run_config(task, method, predictor, recipe, seed)
         kept = {} if folder is None else json_ready(config | ({} if call is None else {"call": dict(call)}))
-        if folder is not None and ranks.from_first(partial(_has_ended, folder, predictor, config, resume)):
+        if folder is not None and ranks.from_first(partial(_has_ended, held, folder, predictor, config, resume)):
             return _finished(folder, model, task)
         problem = task.problem(method, predictor, recipe, seed)
         history: list[dict[str, Any]] = []
@@ -254,6 +255,15 @@ def fit(
         if folder is not None and ranks.is_first:
             _write(predictor, folder, config, kept, notices)
     return Result(predictor, history, task, folder, notices)
+
+
+@contextlib.contextmanager
+def _peers_watched() -> Iterator[None]:
+    """Fail in one line where another process of the job is gone."""
+    try:
+        yield
+    except PeerLostError:
+        raise RunFailed("another process of this job has ended, so this one did") from None
 
 
 def _complete(recipe: Recipe, task: Any) -> Recipe:
@@ -283,8 +293,11 @@ def _write(
     save(predictor, folder, provenance(config) | said)
 
 
-def _has_ended(folder: Path, predictor: Predictor, config: Mapping[str, Any], resume: bool) -> bool:
-    """Return whether the run that is to be gone on with is trained; refuse any other that is in the way."""
+def _has_ended(
+    held: contextlib.ExitStack, folder: Path, predictor: Predictor, config: Mapping[str, Any], resume: bool
+) -> bool:
+    """Hold the folder, and return whether the run to be gone on with is trained; refuse any other in the way."""
+    held.enter_context(run_lock(folder))
     describe(predictor, {})  # what no file could keep is refused before it is trained
     if resume and (folder / RUN).is_file():
         refuse_other_run(folder, config)

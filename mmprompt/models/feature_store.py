@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,12 +124,10 @@ class FeatureStore:
 
             values = torch.stack(list(new.values())).cpu()
             keys = torch.frombuffer(digests, dtype=torch.uint8).view(-1, KEY_BYTES)
+            added = {"keys": keys, "rows": values, "checksums": _checksums(values)}
             small = [path for path in self._shards(space) if path.stat().st_size < SMALL_BYTES]
-            small = small if len(small) >= MANY_FILES else []
-            parts = [{"keys": keys, "rows": values, "checksums": _checksums(values)}, *map(_load, small)]
-            self._write(space, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-            for path in small:
-                path.unlink(missing_ok=True)
+            if len(small) < MANY_FILES or not self._write(space, [added, *map(_load, small)], small):
+                self._write(space, [added])
 
     def hash_files(self, paths: Iterable[Path]) -> dict[Path, str]:
         """Return the SHA-256 of files; a file whose size and time stamp are known is not read again."""
@@ -207,22 +205,34 @@ class FeatureStore:
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.folder / space.key, ns=(now, now))
 
-    def _write(self, space: Space, shard: Mapping[str, Tensor]) -> None:
-        """Write a file of rows, unless it is beyond the limit; delete spaces first, this one last, to make room."""
+    def _write(self, space: Space, parts: Sequence[Mapping[str, Tensor]], replaced: Sequence[Path] = ()) -> bool:
+        """Write a file of rows, in place of others of the space, and return whether it is not beyond the limit.
+
+        Spaces are deleted first, this one last, to make room.
+        """
+        import torch
+
         own = self.folder / space.key
         facts = {name: value for name, value in asdict(space).items() if name != "width"}
+        shard = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         data = tensor_bytes(shard, {"space": json.dumps(facts)})
-        room = self.limit - sum(map(_size, self._entries())) - len(data)
-        for path in sorted(self._entries(), key=lambda path: path == own):
-            if room < 0 and len(data) <= self.limit:
-                room += _size(path)
+        if len(data) > self.limit:
+            return False
+        sizes = {path: _size(path) for path in self._entries()}
+        sizes[own] = sizes.get(own, 0) - sum(map(_size, replaced))
+        room = self.limit - sum(sizes.values()) - len(data)
+        for path in sorted(sizes, key=lambda path: path == own):
+            if room < 0:
+                room += sizes[path]
                 _delete(path)
-        if room >= 0:
-            own.mkdir(exist_ok=True)
-            for left in own.glob(".*.tmp"):  # by a kill: nobody else writes now
-                left.unlink()
-            write_bytes(own / f"{time.time_ns():020d}.safetensors", data)
-            self._mark_used(space)
+        own.mkdir(exist_ok=True)
+        for left in own.glob(".*.tmp"):  # by a kill: nobody else writes now
+            left.unlink()
+        write_bytes(own / f"{time.time_ns():020d}.safetensors", data)
+        for path in replaced:
+            path.unlink(missing_ok=True)
+        self._mark_used(space)
+        return True
 
 
 def _digest(key: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -136,6 +137,31 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)  # in row order, not copied
     return digest.hexdigest()
+
+
+def architecture(model: nn.Module) -> str:
+    """Return the hex SHA-256 over what decides beside the weights what a model computes: the kinds of its modules, and
+    their numbers, words and functions.
+    """
+    found = [
+        [name, type(part).__qualname__, *(_facts_of(item) for item in sorted(vars(part).items()) if _is_fact(item[0]))]
+        for name, part in model.named_modules()
+    ]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _is_fact(name: str) -> bool:
+    """Return whether an attribute of a module of that name counts: not the library's own, nor where it was read."""
+    return not name.startswith("_") and name != "name_or_path"
+
+
+def _facts_of(value: Any) -> Any:
+    """Return numbers and words as they are, and the name of anything else."""
+    if isinstance(value, tuple | list):
+        return [_facts_of(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 @dataclass(frozen=True)

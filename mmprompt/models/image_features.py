@@ -248,7 +248,9 @@ class ImageFeatures:
 
     @cached_property
     def _space(self) -> Space:
-        """What decides the last bits too: the device, and the transform as it is, whose line of text rounds."""
+        """What decides the last bits too: the device, the model beside its weights, and the transform as it is, whose
+        line of text rounds.
+        """
         own, device = self.backbone, self.backbone.device.type
         if device == "cuda":
             device = torch.cuda.get_device_name(own.device)
@@ -257,5 +259,5 @@ class ImageFeatures:
         noise = np.random.default_rng(0).integers(0, 256, (67, 101, 3), dtype=np.uint8)
         pixels = sha256_bytes(own.preprocess(PIL.Image.fromarray(noise)).numpy().tobytes())[:12]
         versions = f"torch {torch.__version__}, pillow {PIL.__version__}"
-        computed_by = f"{device} {own.dtype}, {versions}, pixels {pixels}"
+        computed_by = f"{device} {own.dtype}, {versions}, pixels {pixels}, model {own.architecture[:12]}"
         return Space(own.name, own.fingerprint, own.transform, computed_by, own.embed_dim + own.raw_width)

@@ -295,6 +295,7 @@ class WandbLogger(Callback):
         """End the run there, as failed where an error ended the training."""
         if self._run is not None:
             self._run.finish(exit_code=0 if self._is_whole else 1)
+        self._run = None
 
 
 class MLflowLogger(Callback):
@@ -338,6 +339,7 @@ class MLflowLogger(Callback):
         """End the run there, as failed where an error ended the training."""
         if self._mlflow is not None:
             self._mlflow.end_run("FINISHED" if self._is_whole else "FAILED")
+        self._mlflow = None
 
 
 def _library(name: str) -> Any:

@@ -193,7 +193,7 @@ def test_pieces_come_word_by_word() -> None:
 
 def test_what_goes_wrong_while_streaming_is_raised_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     prompted = prompted_of()
-    monkeypatch.setattr(model_of("llama").lm, "generate", None)
+    monkeypatch.setattr(model_of("llama").generator, "generate", None)
     with pytest.raises(TypeError, match="not callable"):
         list(stream_text(prompted, ROWS[0], SIX))
 

@@ -240,6 +240,29 @@ def test_a_space_that_outgrows_the_limit_starts_anew(tmp_path: Path) -> None:
     assert_holds(store, "c", "d")
 
 
+def many_small_files(store: FeatureStore) -> None:
+    for number in range(MANY_FILES):
+        store.add(SPACE, rows_of(str(number)))
+    assert len(files(store)) >= MANY_FILES
+
+
+def test_small_files_that_become_one_push_nothing_out_that_there_is_room_for(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path)
+    store.add(other(1), rows_of("a"))
+    many_small_files(store)
+    store.limit = on_disk(tmp_path) + 600
+    store.add(SPACE, rows_of("c"))
+    assert [held.rows for held in store.contents()] == [MANY_FILES + 1, 1]
+
+
+def test_small_files_that_would_be_one_beyond_the_limit_leave_the_new_rows(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path)
+    many_small_files(store)
+    store.limit = 1000
+    store.add(SPACE, rows_of("c"))
+    assert_holds(store, "c")
+
+
 def test_rows_beyond_the_limit_are_not_kept_and_push_nothing_out(store: FeatureStore) -> None:
     limited = FeatureStore(store.folder, limit=FILE_BYTES)
     limited.add(other(1), rows_of(*map(str, range(100))))

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +176,32 @@ def test_transforms_that_are_worded_alike_are_told_apart(
     with tower_runs(tiny_clip_backbone) as sizes:
         ImageFeatures(changed).of(paths)
     assert sizes == [8, 8]
+
+
+@pytest.mark.parametrize("setting", [{"quick_gelu": True}, {"vision_cfg": {"head_width": 16}}])
+def test_models_of_the_same_weights_that_compute_otherwise_have_rows_of_their_own(
+    tiny_open_clip_folder: Path, paths: list[Path], folder: Path, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    other = shutil.copytree(tiny_open_clip_folder, tmp_path / "other")
+    config = json.loads((other / "open_clip_config.json").read_text())
+    for name, value in setting.items():
+        given = config["model_cfg"]
+        given[name] = given[name] | value if isinstance(value, dict) else value
+    (other / "open_clip_config.json").write_text(json.dumps(config))
+    one, another = (load_backbone(str(place), "cpu") for place in (tiny_open_clip_folder, other))
+    assert one.fingerprint == another.fingerprint
+    assert not torch.equal(ImageFeatures(one).of(paths), ImageFeatures(another).of(paths))
+    assert torch.equal(ImageFeatures(another).of(paths), encode_images(another, paths))
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "hf"])
+def test_a_model_that_was_copied_has_the_rows_of_the_first(
+    kind: str, paths: list[Path], folder: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place = request.getfixturevalue("tiny_open_clip_folder" if kind == "open_clip" else "tiny_siglip_folder")
+    ImageFeatures(load_backbone(str(place), "cpu")).of(paths)
+    ImageFeatures(load_backbone(str(shutil.copytree(place, tmp_path / "again")), "cpu")).of(paths)
+    assert len(FeatureStore(folder).contents()) == 2  # with the hashes of the files
 
 
 def test_features_of_another_backbone_are_refused(

@@ -1,7 +1,8 @@
 """A job for tests/training/test_ranks.py: the same small trainings in every process, and the first one writes.
 
 `python rank_driver.py MODEL_FOLDER OUT METHOD,METHOD...`, or under torchrun.
-`EPOCH` in the environment is where the last process dies, without a word, in a run of `coop` that is kept in OUT.
+`EPOCH` in the environment is where the last process dies, without a word, in a run of `coop` that is kept in OUT; -1 is
+before the first.
 """
 
 import os
@@ -33,9 +34,12 @@ SETTINGS = {
 class Dies(mp.Callback):
     """The last of several processes ends before an epoch."""
 
+    def on_train_begin(self, run: object) -> None:
+        self.on_epoch_begin(run, -1)
+
     def on_epoch_begin(self, run: object, epoch: int) -> None:
         ranks = Ranks()
-        if epoch == int(os.environ.get("EPOCH", "-1")) and ranks.size > 1 and ranks.rank == ranks.size - 1:
+        if str(epoch) == os.environ.get("EPOCH") and ranks.size > 1 and ranks.rank == ranks.size - 1:
             os._exit(9)
 
 

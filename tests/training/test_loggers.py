@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -77,6 +78,22 @@ def test_wandb_writes_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
             config |= {item.key: item.value_json for item in record.run.config.update}
     assert losses == pytest.approx([record["loss"] for record in history])
     assert json.loads(config["lr"]) == 0.05
+
+
+class Refuses(Callback):
+    def on_train_begin(self, run: Run) -> None:
+        raise UserError("not today")
+
+
+@pytest.mark.parametrize("logger", [WandbLogger(), MLflowLogger()])
+def test_a_logger_ends_no_run_that_it_did_not_begin(logger: Callback, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = MagicMock()
+    monkeypatch.setattr(callbacks.importlib, "import_module", lambda name: library)
+    train(Toy(), RECIPE, 1, 1, callbacks=[logger])
+    library.reset_mock()
+    with pytest.raises(UserError, match="not today"):
+        train(Toy(), RECIPE, 1, 1, callbacks=[Refuses(), logger])
+    assert library.mock_calls == []
 
 
 def records_in(log: bytes) -> Iterator[bytes]:

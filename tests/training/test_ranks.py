@@ -13,6 +13,7 @@ import torch
 
 from mmprompt.files import read_tensors
 from mmprompt.models import ranks
+from mmprompt.training.run_files import run_lock
 from tests import small_models
 from tests.processes import run_program
 from tests.training.rank_driver import SETTINGS
@@ -77,6 +78,20 @@ def test_a_process_that_dies_ends_the_job_and_one_alone_goes_on(folder, tmp_path
     assert not (tmp_path / "coop.safetensors").exists()
     again = learned(1, folder, tmp_path, ["coop"], EPOCH="2")
     assert_same(again, learned(1, folder, tmp_path / "whole", ["coop"]))
+
+
+def test_a_process_that_dies_before_the_first_step_ends_the_others_in_one_line(folder, tmp_path):
+    first, _ = launch(2, folder, tmp_path, "coop", EPOCH="-1")
+    assert first.returncode != 0
+    assert first.stderr.splitlines()[-1].endswith("RunFailed: another process of this job has ended, so this one did")
+
+
+def test_what_the_first_process_refuses_all_refuse(folder, tmp_path):
+    with run_lock(tmp_path / "run"):
+        ended = launch(2, folder, tmp_path, "coop", EPOCH="9")
+    for done in ended:
+        assert "UserError" in done.stderr.splitlines()[-1]
+        assert "is being written by another training" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("costs", [[1] * 7, [9, 1, 1, 1], [1, 1, 1, 9], [5, 5, 5], [1, 100, 1, 100, 1]])

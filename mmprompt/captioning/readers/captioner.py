@@ -27,7 +27,7 @@ from mmprompt.models.decoder.inserts import Change, changed, changes_of, check_c
 from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.packing import Question, pack
 from mmprompt.models.decoder.reader import CausalReader
-from mmprompt.models.frozen import PixelTransform, fingerprint
+from mmprompt.models.frozen import PixelTransform, architecture, fingerprint
 from mmprompt.models.sites import LM_INPUT, Insert, Site, Vectors, vectors_of
 
 
@@ -150,7 +150,8 @@ class FrozenCaptioner:
 
     Attributes:
         name: what `load_captioner` takes to get it again.
-        model: all frozen weights; `fingerprint` is the hex SHA-256 over them.
+        model: all frozen weights; `fingerprint` is the hex SHA-256 over them, `architecture` over what else
+            decides what is computed.
         encoder_fingerprint: that of a dual encoder whose image tower this captioner sees with, "" for none.
         pixels: the test transform of the image encoder.
         known_images: what images it was trained on, None where that is not known.
@@ -171,7 +172,7 @@ class FrozenCaptioner:
         self.name, self.model = name, model
         self.decoder, self.tokenizer, self.pixels = decoder, tokenizer, pixels
         self._encode = encode
-        self.fingerprint = fingerprint(model)
+        self.fingerprint, self.architecture = fingerprint(model), architecture(model)
         self.encoder_fingerprint = ""
         self.known_images: KnownImages | None = None
         first = next(model.parameters())

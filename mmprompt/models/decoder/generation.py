@@ -83,7 +83,7 @@ def generate(
         for rows in batches_of(model, jobs, settings.max_tokens):
             inputs, n_given = decoder_inputs(model, [jobs[row] for row in rows], settings)
             rules = search_rules(model, settings, n_given, is_over)
-            tokens = generator_of(model).generate(**inputs, **arguments, **rules, use_cache=True, streamer=streamer)
+            tokens = model.generator.generate(**inputs, **arguments, **rules, use_cache=True, streamer=streamer)
             for row, ids in zip(rows, tokens[:, n_given:].tolist(), strict=True):
                 ids = ids[: ids.index(model.end_id)] if model.end_id in ids else ids
                 while settings.stop and ids and ids[-1] == model.pad_id:  # behind what stopped it
@@ -136,11 +136,6 @@ class Stops(StoppingCriteria):
         return torch.tensor(found, device=input_ids.device)
 
 
-def generator_of(model: FrozenLanguageModel) -> Any:
-    """Return what generates: the model itself, but for the few whose own `generate` is wrong, as RWKV's is."""
-    return model.reader.generator if isinstance(model.reader, WholeRowReader) else model.lm
-
-
 def check_static(model: FrozenLanguageModel) -> None:
     """Refuse buffers of one size where a model has none, or is seen to predict something else with them.
 
@@ -170,7 +165,7 @@ def is_static_exact(model: FrozenLanguageModel) -> bool:
     for n_slots in (None, min(model.budget, STATIC_PROBE)):
         caches = {} if n_slots is None else cache_argument(model.lm, static_cache(model, (), n_slots))
         try:
-            out = model.lm.generate(**inputs, **caches, **settings.arguments(), **more, use_cache=True)
+            out = model.generator.generate(**inputs, **caches, **settings.arguments(), **more, use_cache=True)
         except NOT_READ:
             return False
         found.append(torch.stack(out.logits))
@@ -209,7 +204,7 @@ def decoder_inputs(model: FrozenLanguageModel, jobs: Sequence[Job], settings: Ge
         inputs |= cache_argument(model.lm, cache)
     elif n_kept:
         inputs |= cache_argument(model.lm, to_cache(kept))
-    if isinstance(model.reader, WholeRowReader) and isinstance(generator_of(model), WholeRows):
+    if isinstance(model.reader, WholeRowReader) and isinstance(model.generator, WholeRows):
         read = slots.new_full(slots.shape, model.pad_id)  # stands for the embeddings
         return inputs | {"input_ids": read, "start": embedded(model.reader, slots, jobs)}, length
     before = slots.new_full((len(jobs), n_kept), model.pad_id)  # stands for what the cache holds, and is never read

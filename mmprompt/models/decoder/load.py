@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmprompt.errors import UserError, bad_file, unknown_name
-from mmprompt.models.dual_encoder.load import TINY, Source, folder_source, one_line_errors, read_options
+from mmprompt.models.dual_encoder.load import TINY, Source, find_device, folder_source, one_line_errors, read_options
 from mmprompt.models.frozen import LoadOptions, freeze
 from mmprompt.models.packaged import find_packaged
 from mmprompt.progress import doing
@@ -82,6 +82,9 @@ def load_language_model(
         options = replace(options, dtype=torch.bfloat16)
     if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
         raise unknown_name("device_map", device_map, DEVICE_MAPS)
+    for device in device_map.values() if isinstance(device_map, Mapping) else ():
+        if device != "disk":
+            find_device("device_map", device, "Give each part a device, `cpu` or `disk`.")
     if device_map is not None and find_spec("accelerate") is None:
         raise UserError('a device_map needs accelerate. Install it: pip install "mmprompt[llm]".')
     options = replace(options, device_map=device_map)

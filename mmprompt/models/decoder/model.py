@@ -6,6 +6,7 @@ only where an answer's token is predicted.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
@@ -36,6 +38,11 @@ from mmprompt.models.frozen import fingerprint
 from mmprompt.models.recompute import recomputed
 from mmprompt.models.sites import LM_INPUT, Insert, Site, Vectors, vectors_of, with_tensors
 
+TOKENS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"),
+    *("forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+)
+"""What a model's own settings of generation say of its tokens: how an answer begins and ends, and what it never is."""
 _log = logging.getLogger(__name__)
 
 SiteVectors = Mapping[Site, Vectors]
@@ -120,6 +127,19 @@ class FrozenLanguageModel:
         """Return the root mean square of the token embeddings: the size that vectors of a prompt should have."""
         embedded = self.embed(torch.arange(self.vocabulary_size, device=self.device))
         return embedded.float().square().mean().sqrt().item()
+
+    @cached_property
+    def generator(self) -> Any:
+        """What generates: the model itself, but for the few whose own `generate` is wrong, as RWKV's is.
+
+        Of its settings it keeps what says which tokens there are, and none of a search.
+        """
+        own = self.reader.generator if isinstance(self.reader, WholeRowReader) else self.lm
+        generator = copy.copy(own)  # the same modules and weights, beside other settings
+        generator.generation_config = GenerationConfig(
+            **{name: getattr(own.generation_config, name) for name in TOKENS}
+        )
+        return generator
 
     def output_rows(self, tokens: Sequence[int]) -> Tensor:
         """Return the rows [K, D] of the output layer of some tokens; [K, D + 1] with a bias last where each has one.

@@ -8,11 +8,12 @@ was seen to give the model's own numbers.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmprompt.errors import UserError
 from mmprompt.models.decoder.kv_cache import KeyValues, KVCache, cache_argument, causal_mask, from_cache, to_cache
@@ -109,8 +110,8 @@ class CausalReader(TokenReader):
     def head_of(self, words: Tensor, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., D''] into the logits [..., W] of some tokens [W] alone: those rows of the head."""
         head = self.lm.get_output_embeddings()
-        is_plain = type(head.weight.data) is Tensor and head.weight.is_floating_point()
-        if not is_plain or head.weight.device != hidden.device:  # quantised, or elsewhere until it is read
+        is_plain = type(head.weight.data) is Tensor and head.weight.is_floating_point() and not is_heard(head)
+        if not is_plain or head.weight.device != hidden.device:  # quantised, changed, or elsewhere until it is read
             return self.head(hidden).index_select(-1, words)
         bias = getattr(head, "bias", None)
         return self.bounded(F.linear(hidden, head.weight[words], None if bias is None else bias[words]))
@@ -128,7 +129,7 @@ class CausalReader(TokenReader):
     def read(self, cache: KVCache, packed: Packed, soft: Vectors | None) -> Tensor:
         """Return the hidden states [S, D''] that questions in rows are answered from; the cache is of the same rows."""
         is_shared = soft is None or soft.scope == "shared"
-        if self._reads_flat and is_shared and not are_heard(self.body.layers):
+        if self._reads_flat and is_shared and not any(map(is_heard, skipped_by_flat(self.body))):
             x = self.embed_slots(packed.slots.flatten()[packed.used][None], soft)[0]
             return read_flat(self.body, cache, packed, x)
         # the model's own forward, over all slots of all rows
@@ -187,19 +188,26 @@ def device_of(lm: Any) -> torch.device:
 
 
 def can_read_flat(body: Any) -> bool:
-    """Return whether a model has the parts that `read_flat` runs, and nobody listens at its blocks, which it skips."""
+    """Return whether a model has the parts that `read_flat` runs, and nobody listens at those that it skips."""
     layers = getattr(body, "layers", None)
     if not layers or not hasattr(body, "rotary_emb") or not hasattr(body, "norm"):
         return False
-    if are_heard(layers):
+    has_parts = all(hasattr(layer, part) for layer in layers for part in LAYER_PARTS)
+    if not has_parts or not all(hasattr(layer.self_attn, part) for layer in layers for part in ATTENTION_PARTS):
         return False
-    has_parts = all(hasattr(layers[0], part) for part in LAYER_PARTS)
-    return has_parts and all(hasattr(layers[0].self_attn, part) for part in ATTENTION_PARTS)
+    return not any(map(is_heard, skipped_by_flat(body)))
 
 
-def are_heard(layers: Any) -> bool:
-    """Return whether somebody listens at blocks, or has put something in place of their forward."""
-    return any(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) for layer in layers)
+def skipped_by_flat(body: Any) -> Iterator[nn.Module]:
+    """Yield the parts of a model whose own forward `read_flat` does not run."""
+    yield body
+    for layer in body.layers:
+        yield from (layer, layer.self_attn)
+
+
+def is_heard(part: nn.Module) -> bool:
+    """Return whether somebody listens at a part of a model, or has put something in place of its forward."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
 def read_flat(body: Any, cache: KVCache, packed: Packed, x: Tensor) -> Tensor:
@@ -241,8 +249,8 @@ def read_flat(body: Any, cache: KVCache, packed: Packed, x: Tensor) -> Tensor:
 
 
 def norm(module: Any, x: Tensor) -> Tensor:
-    """Apply a root-mean-square norm, in one piece where that rounds as the model's own does."""
-    if x.dtype is not torch.float32:
+    """Apply a root-mean-square norm, in one piece where that rounds as the model's own does and nobody listens."""
+    if x.dtype is not torch.float32 or is_heard(module):
         return module(x)
     return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
 

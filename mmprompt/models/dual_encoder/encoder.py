@@ -24,7 +24,7 @@ from mmprompt.models.dual_encoder.forward.text import check_text_vectors, encode
 from mmprompt.models.dual_encoder.forward.views import Frame, TextView, VisionView, norm_sites
 from mmprompt.models.dual_encoder.forward.vision import OpaqueTower, encode_image_tokens, encode_images
 from mmprompt.models.dual_encoder.interface import without_text
-from mmprompt.models.frozen import PixelTransform, fingerprint
+from mmprompt.models.frozen import PixelTransform, architecture, fingerprint
 from mmprompt.models.sites import (
     Insert,
     PixelTerm,
@@ -104,6 +104,7 @@ class FrozenDualEncoder:
         embed_dim: E of an image tower alone; with a text tower it is that of its projection.
 
     Attributes:
+        cache_dir: where its downloads are kept, None for the library's own folder; a pickle reads them there again.
         text_memory_bytes: about what a training step may keep of the text tower's activations; classes beyond that
             are computed again in the backward pass. `$MMPROMPT_MEMORY_LIMIT` such as `500MB`, else 1 GB. It changes
             no number by more than rounding.
@@ -123,10 +124,11 @@ class FrozenDualEncoder:
         embed_dim: int = 0,
     ) -> None:
         self.name, self.model = name, model
+        self.cache_dir: str | None = None
         self._text, self.vision, self.pixels = text, vision, pixels
         self._image_parts = image_parts
         self._tokenizer, self.has_text = tokenizer, text is not None
-        self.fingerprint = fingerprint(model)
+        self.fingerprint, self.architecture = fingerprint(model), architecture(model)
         first = next(model.parameters())
         self.device, self.dtype, self.embed_dim = first.device, first.dtype, embed_dim
         self.text_width, self.text_layers = (text.width, len(text.blocks)) if text else (0, 0)
@@ -154,11 +156,12 @@ class FrozenDualEncoder:
         made.__dict__.update(self.__dict__)
         return made
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str | None, ...]]:
         """Pickle the name and what the weights hash to, not the weights, which are read again."""
         from mmprompt.models.dual_encoder.load import load_again
 
-        return load_again, (self.name, self.fingerprint, str(self.device), str(self.dtype).removeprefix("torch."))
+        dtype = str(self.dtype).removeprefix("torch.")
+        return load_again, (self.name, self.fingerprint, str(self.device), dtype, self.cache_dir)
 
     @property
     def text(self) -> TextView:

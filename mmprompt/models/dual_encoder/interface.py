@@ -25,6 +25,7 @@ class DualEncoder(Protocol):
     Attributes:
         name: what `load_backbone` takes to get this backbone again.
         fingerprint: hex SHA-256 over the names, shapes, dtypes and bytes of all weights.
+        architecture: the same over what decides beside them what is computed, such as the number of heads.
         device, dtype: where the towers live and compute.
         has_text: whether there is a text tower; without one its widths and numbers are 0.
         embed_dim: E.  raw_width: W of image features before the projection, 0 where they are not told apart.
@@ -40,6 +41,7 @@ class DualEncoder(Protocol):
 
     name: str
     fingerprint: str
+    architecture: str
     device: torch.device
     dtype: torch.dtype
     has_text: bool

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
@@ -39,6 +39,9 @@ from mmprompt.models.packaged import PHOTOS, find_packaged
 from mmprompt.progress import doing
 from mmprompt.quiet import quiet
 from mmprompt.settings import checked, expanded
+
+if TYPE_CHECKING:
+    from mmprompt.models.dual_encoder.encoder import FrozenDualEncoder
 
 ASSETS = Path(__file__).parents[2] / "assets"
 TINY = ASSETS / "tiny"
@@ -123,22 +126,29 @@ def load_backbone(
     source = find_source(name)
     options = read_options(device, dtype, cache_dir, trust_remote_code)
     with doing(f"loading {name}"), one_line_errors(name, source, options.cache_dir):
-        if source.library == "open_clip":
-            from mmprompt.models.dual_encoder.open_clip import load_open_clip
-
-            return load_open_clip(name, source.model, source.weights, options)
-        if source.library == "timm":
-            from mmprompt.models.dual_encoder.timm_models import load_timm
-
-            return load_timm(name, source.model, source.weights, options)
-        from mmprompt.models.dual_encoder.transformers_clip import load_transformers
-
-        return load_transformers(name, source.model, options)
+        backbone = _load(name, source, options)
+    backbone.cache_dir = options.cache_dir
+    return backbone
 
 
-def load_again(name: str, fingerprint: str, device: str, dtype: str) -> DualEncoder:
-    """Load the frozen model of a pickle, which must have its weights; the arguments are attributes of `DualEncoder`."""
-    backbone = load_backbone(name, device, dtype)
+def _load(name: str, source: Source, options: LoadOptions) -> FrozenDualEncoder:
+    """Have the library of a source load it."""
+    if source.library == "open_clip":
+        from mmprompt.models.dual_encoder.open_clip import load_open_clip
+
+        return load_open_clip(name, source.model, source.weights, options)
+    if source.library == "timm":
+        from mmprompt.models.dual_encoder.timm_models import load_timm
+
+        return load_timm(name, source.model, source.weights, options)
+    from mmprompt.models.dual_encoder.transformers_clip import load_transformers
+
+    return load_transformers(name, source.model, options)
+
+
+def load_again(name: str, fingerprint: str, device: str, dtype: str, cache_dir: str | None = None) -> DualEncoder:
+    """Load the frozen model of a pickle, which must have its weights; the arguments are its own attributes."""
+    backbone = load_backbone(name, device, dtype, cache_dir)
     if backbone.fingerprint != fingerprint:
         problem = f"has other weights ({backbone.fingerprint[:12]}) than were pickled with ({fingerprint[:12]})"
         raise bad_file(name, problem, "Put the weights back, or train on these.")
@@ -221,6 +231,8 @@ def folder_source(folder: Path) -> Source:
         return Source("open_clip", f"local-dir:{folder}", place=folder)
     if (folder / "config.json").is_file():
         settings = read_json(folder / "config.json")
+        if not isinstance(settings, dict):
+            raise bad_file(folder / "config.json", "is no JSON object", "Give a complete model folder.")
         if "architecture" in settings and "model_type" not in settings:
             return Source("timm", f"local-dir:{folder}", place=folder)
         return Source("transformers", str(folder), place=folder)
@@ -298,11 +310,17 @@ def _choose_device(device: str) -> torch.device:
     if device == "auto":
         own = os.environ.get("LOCAL_RANK", "0")  # of the processes of one job on this machine
         device = f"cuda:{own}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return find_device("device", device, "Use auto, cpu, cuda, cuda:0 or mps.")
+
+
+def find_device(setting: str, device: Any, advice: str) -> torch.device:
+    """Return the torch device of a setting, on which numbers can be kept."""
     try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError):
-        expected = "this machine has no such device"
-        raise bad_value("device", repr(device), expected, "Use auto, cpu, cuda, cuda:0 or mps.") from None
+        kept = torch.zeros(1, device=device)
+        kept.item()  # which `meta` has not
+    except (RuntimeError, AssertionError, ImportError, TypeError):
+        raise bad_value(setting, repr(device), "this machine has no such device", advice) from None
+    return kept.device
 
 
 def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

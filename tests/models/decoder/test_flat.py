@@ -83,5 +83,21 @@ def test_terms_beside_layers_are_read_flat_too() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "part",
+    ["layers.0", "layers.1.self_attn", "layers.0.mlp", "layers.0.input_layernorm", "layers.1.self_attn.q_norm", "norm"],
+)
+def test_a_network_behind_any_part_gives_what_the_model_s_own_forward_gives(part: str) -> None:
+    model = frozen_model("qwen3", torch.float32)
+    torch.manual_seed(1)
+    width = 8 if part.endswith("q_norm") else 32
+    network = Bottleneck(torch.randn(4, width), torch.randn(4), torch.randn(width, 4), torch.randn(width))
+    inserts = {Site("lm", part=f"model.{part}"): network}
+    found = model.predict(inserts, TEXTS).token_log_probs()
+    model.reader._reads_flat = False
+    torch.testing.assert_close(found, model.predict(inserts, TEXTS).token_log_probs(), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, model.predict({}, TEXTS).token_log_probs())
+
+
 def test_where_a_norm_rounds_otherwise_the_own_forward_is_kept() -> None:
     assert not reader_of("gemma", torch.float32)._reads_flat  # whose norms multiply by one more than the weight

@@ -161,6 +161,27 @@ def test_equal_texts_get_samples_of_their_own(kind: str, n_texts: int) -> None:
     assert len(set(found)) == n_texts
 
 
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("settings", [Generation(12), Generation(12, n_beams=3), Generation(12, temperature=1.0)])
+def test_what_a_model_s_own_file_says_of_a_search_counts_for_nothing(kind: str, settings: Generation) -> None:
+    model = frozen_model(kind)
+    expected = generate(model, [job_of(model, {}, (5, 6))], settings)
+    own: Any = model.lm.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size, own.min_length, own.length_penalty = 3.0, 2, 40, -5.0
+    own.temperature, own.top_k, own.top_p, own.min_p, own.typical_p = 5.0, 1, 0.1, 0.9, 0.1
+    own.num_return_sequences, own.max_length, own.cache_implementation = 2, 3, "static"
+    again = FrozenLanguageModel(kind, model.lm, model.tokenizer)
+    assert generate(again, [job_of(again, {}, (5, 6))], settings) == expected
+
+
+def test_tokens_that_a_model_s_own_file_forbids_are_never_said() -> None:
+    model = frozen_model("llama")
+    ((first, *_),) = generate(model, [job_of(model, {}, (5, 6))], SIX)
+    model.lm.generation_config.bad_words_ids = [[first]]
+    again = FrozenLanguageModel("llama", model.lm, model.tokenizer)
+    assert first not in generate(again, [job_of(again, {}, (5, 6))], SIX)[0]
+
+
 def test_samples_among_one_token_are_the_best() -> None:
     model = model_of("llama")
     job = job_of(model, {}, (5, 6))

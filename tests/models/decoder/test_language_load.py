@@ -394,6 +394,12 @@ def test_an_unknown_device_map_is_refused(models: Path) -> None:
     assert refusal(models / "gpt2", device_map="balance").startswith("there is no device_map named 'balance'. Did")
 
 
+@pytest.mark.parametrize("device", ["meta", "hpu", "warp", 9])
+def test_a_device_map_to_what_is_not_there_is_refused(models: Path, device: Any) -> None:
+    message = refusal(models / "gpt2", device_map={"": device})
+    assert message.startswith(f"device_map is {device!r}, but this machine has no such device. Give each part ")
+
+
 def test_a_device_map_needs_accelerate(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmprompt.models.decoder.load.find_spec", lambda name: None)
     assert refusal(models / "gpt2", device_map="auto").startswith("a device_map needs accelerate. Install it:")

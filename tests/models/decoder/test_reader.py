@@ -16,7 +16,7 @@ from mmprompt.models.decoder.kv_cache import KVCache
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
 from mmprompt.models.decoder.reader import CausalReader, embed_slots, window_of
-from mmprompt.models.sites import Site, Vectors
+from mmprompt.models.sites import LowRank, Site, Vectors
 from tests.language_models import CAUSAL, OTHER_CAUSAL, family_model, family_tokenizer, frozen_model, tolerance_of
 
 DECODERS = (*CAUSAL, *OTHER_CAUSAL)
@@ -67,6 +67,17 @@ def test_few_words_have_the_logits_that_all_have(model: FrozenLanguageModel) -> 
     hidden, _ = reader.run(KVCache(), model.embed(IDS))
     words = torch.tensor([7, 3, 200])
     torch.testing.assert_close(reader.head_of(words, hidden), reader.head(hidden)[..., words], rtol=1e-12, atol=1e-12)
+
+
+def test_few_words_have_the_logits_that_all_have_beside_a_term_at_the_head() -> None:
+    model = frozen_model("llama")
+    torch.manual_seed(1)
+    term = LowRank(torch.randn(2, 32, dtype=torch.float64), torch.randn(model.vocabulary_size, 2, dtype=torch.float64))
+    inserts, words = {Site("lm", part="lm_head"): term}, torch.tensor([7, 3, 200])
+    question = [Question((5, 6), ((7,),))]
+    few, every = model.predict(inserts, question, words).logits, model.predict(inserts, question).logits
+    torch.testing.assert_close(few, every[:, words], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(few, model.predict({}, question, words).logits)
 
 
 def test_a_head_with_a_bias_keeps_it() -> None:

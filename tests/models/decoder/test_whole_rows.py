@@ -17,7 +17,7 @@ from mmprompt.errors import UserError
 from mmprompt.language.data import TextData, TextRow
 from mmprompt.language.task import LanguageProblem, LanguageTask
 from mmprompt.models.decoder.encoder_decoder import EncoderDecoderReader
-from mmprompt.models.decoder.generation import generate, generator_of, job_of
+from mmprompt.models.decoder.generation import generate, job_of
 from mmprompt.models.decoder.generation_config import Generation
 from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.decoder.packing import Question
@@ -165,7 +165,7 @@ def test_beams_are_those_of_whole_rows(kind: str) -> None:
     model = model_of(kind)
     settings = Generation(max_tokens=4, n_beams=3)
     jobs = [job_of(model, {Site("lm"): Vectors(soft_of(model))}, slots) for slots in JOBS]
-    assert isinstance(generator_of(model), WholeRows) is (kind == "Rwkv")
+    assert isinstance(model.generator, WholeRows) is (kind == "Rwkv")
     found = generate(model, jobs, settings)
     for slots, tokens in zip(JOBS, found, strict=True):
         x = plain_language.embedded(model.lm, slots, soft_of(model))
@@ -190,7 +190,7 @@ def test_where_the_library_s_own_generate_leaves_its_forward_rows_are_read_again
         return out
 
     monkeypatch.setattr(type(model.lm), "generate", wrong)
-    assert isinstance(generator_of(other), WholeRows)
+    assert isinstance(other.generator, WholeRows)
     assert generate(other, [job_of(other, {}, (5, 6, 7))], Generation(6)) == expected
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle  # noqa: TID251 - what others do with a backbone
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,15 @@ def test_hub_models_are_found_in_the_cache_folder_that_was_given(tiny_siglip_fol
     for name in ("open_clip:hf-hub:somebody/tiny-clip", "hf:somebody/tiny-siglip"):
         backbone = load_backbone(name, device="cpu", cache_dir=tmp_path / "cache")
         assert (backbone.name, backbone.text_width) == (name, small_models.WIDTH)
+
+
+def test_a_pickle_finds_a_hub_model_in_the_cache_folder_that_was_given(
+    tiny_siglip_folder: Path, tmp_path: Path
+) -> None:
+    put_in_hub_cache(tiny_siglip_folder, tmp_path / "cache", "somebody/tiny-siglip")
+    backbone = load_backbone("hf:somebody/tiny-siglip", device="cpu", cache_dir=tmp_path / "cache")
+    again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(backbone))))
+    assert again.fingerprint == backbone.fingerprint
 
 
 def test_a_folder_is_told_by_its_files(tiny_open_clip_folder: Path, tiny_siglip_folder: Path) -> None:
@@ -217,8 +227,16 @@ def test_an_image_tower_that_lacks_a_weight_is_refused_and_not_made_up(tmp_path:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_device_that_is_not_there_is_refused(tiny_open_clip_folder: Path) -> None:
-    assert "device is 'warp', but this machine has no such device" in refusal(str(tiny_open_clip_folder), device="warp")
+@pytest.mark.parametrize("device", ["warp", "hpu", "privateuseone", "meta"])
+def test_a_device_that_is_not_there_is_refused(tiny_open_clip_folder: Path, device: str) -> None:
+    message = refusal(str(tiny_open_clip_folder), device=device)
+    assert message.startswith(f"device is '{device}', but this machine has no such device. Use ")
+
+
+@pytest.mark.parametrize("content", ["5", "null", "[]"])
+def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert refusal(str(tmp_path)).startswith(f"{tmp_path / 'config.json'}: is no JSON object.")
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("float23", "Did you mean 'float32'?"), ("float16", "on the CPU")])
