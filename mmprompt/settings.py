@@ -196,11 +196,20 @@ def expanded(name: str | Path) -> Path:
     return path
 
 
+def is_there(name: str | Path) -> bool:
+    """Return whether there is a file or folder of that name, which may be words or a list and no path at all."""
+    try:
+        return expanded(name).exists()
+    except UserError:
+        return False
+
+
 def _plain(value: Any, hint: Any) -> Any:
     """Return numbers as Python's own, not numpy's, and paths without `~`, where an annotation holds one or many."""
     members = list(_members(hint))
-    if Path in members and isinstance(value, str | Path) and str(value).startswith("~"):
-        return type(value)(expanded(value))
+    if Path in members and isinstance(value, str | Path):
+        path = expanded(value)
+        return type(value)(path) if str(value).startswith("~") else value
     if int in members or float in members:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         return value if not is_number else float(value) if float in members else int(value)

@@ -38,7 +38,7 @@ from mmprompt.files import make_folder, write_json
 from mmprompt.language.data import TextData, is_text, load_texts
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
-from mmprompt.settings import expanded
+from mmprompt.settings import expanded, is_there
 from mmprompt.terminal.images import own_path
 from mmprompt.terminal.output import Device, Output, check_file, check_place, command_of
 from mmprompt.terminal.parser import (
@@ -125,7 +125,7 @@ class Call:
         if given.data is None:
             names = tuple(default)
         else:
-            names = (given.data,) if Path(given.data).exists() else names_in("data", given.data)
+            names = (given.data,) if is_there(given.data) else names_in("data", given.data)
         if not names:
             raise UserError("no data set was named, but a comparison needs one. Give --data.")
         origins = []
@@ -281,7 +281,7 @@ def texts_in(data: str | None) -> tuple[TextData, ...]:
     """Read the rows of text that are named, with commas between; none where the data is images."""
     if data is None:
         return ()
-    names = (data,) if expanded(data).exists() else names_in("data", data)
+    names = (data,) if is_there(data) else names_in("data", data)
     for path in (expanded(name) for name in names):
         if path.suffix.lower() in SUFFIXES and not path.exists():
             raise bad_file(path, "is not there", "Give a table of images, or rows of text.")

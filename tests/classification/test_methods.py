@@ -160,6 +160,17 @@ def test_words_that_would_be_cut_within_a_character_are_refused(kind, tiny_clip_
         kind(n_ctx=2, ctx_init="a 😀 photo").build(tiny_clip_backbone, NAMES)
 
 
+@pytest.mark.parametrize("kind", [DeepText, MaPLe])
+def test_a_folder_in_the_place_of_words_is_refused(kind, tiny_clip_backbone, tmp_path):
+    with pytest.raises(UserError, match=r"but words were expected, not a folder. Start coop from a prompt\.$"):
+        kind(n_ctx=2, ctx_init=str(tmp_path)).build(tiny_clip_backbone, NAMES)
+
+
+def test_more_words_than_a_file_name_has_letters_are_words(tiny_clip_backbone):
+    with pytest.raises(UserError, match="n_ctx is 80, but the text tower"):
+        CoOp(ctx_init="a photo of a " * 20).build(tiny_clip_backbone, NAMES)
+
+
 def test_deep_visual_prompts_have_vectors_of_their_own_in_each_layer(tiny_clip_backbone):
     model = VPT(n_visual=3, depth=2).build(tiny_clip_backbone, NAMES)
     assert model.prompt.sites == (Site("vision"), Site("vision", 1))

@@ -11,6 +11,7 @@ from mmprompt.classification.methods import VPT, CoOp, LinearProbe
 from mmprompt.cli.compare import COMPARE, carried, find_origin, read_call
 from mmprompt.cli.main import main
 from mmprompt.core.method import settled
+from mmprompt.data.catalog import list_datasets
 from mmprompt.errors import UserError
 from mmprompt.experiments.compute import Bench, plan
 from mmprompt.experiments.grid import Contender, Grid
@@ -47,6 +48,13 @@ def test_compare_prints_the_table_and_writes_report_and_numbers(words: list[str]
         ("coop", 2),
         ("zero-shot", 0),
     ]
+
+
+def test_a_list_longer_than_a_file_name_is_a_list(capsys: Capture) -> None:
+    names = ",".join(card.name for card in list_datasets())
+    assert len(names) > 255
+    assert main(["compare", "--data", f"{names},none", "--method", "zero-shot"]) == 2
+    assert "no data set or folder named 'none'" in capsys.readouterr().err
 
 
 def test_a_folder_is_called_by_its_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

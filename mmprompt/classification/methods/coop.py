@@ -13,7 +13,7 @@ from mmprompt.classification.methods.base import PromptMethod
 from mmprompt.classification.methods.parts import AlignedGradient, KnowledgeGuided, Weight
 from mmprompt.core.method import Start
 from mmprompt.errors import UserError, bad_file, bad_value
-from mmprompt.settings import Count, expanded
+from mmprompt.settings import Count, expanded, is_there
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -188,7 +188,12 @@ def hint_first(template: str) -> str:
 
 def names_folder(start: str) -> bool:
     """Return whether what a context starts from is the folder of a prompt, and not words."""
-    return "/" in start or (bool(start) and Path(start).is_dir())
+    return "/" in start or is_folder(start)
+
+
+def is_folder(words: str) -> bool:
+    """Return whether there is a folder of this name."""
+    return bool(words) and is_there(words) and Path(words).is_dir()
 
 
 def random_context(backbone: DualEncoder, n_ctx: int, start: Start, n_names: int | None = None) -> Tensor:
@@ -233,6 +238,8 @@ def first_words(backbone: DualEncoder, words: str | None, n_ctx: int, start: Sta
     """
     from mmprompt.core.template import escaped
 
+    if words and is_folder(words):
+        raise bad_value("ctx_init", words, "words were expected, not a folder", "Start coop from a prompt.")
     ids = [] if words is None else backbone.tokenize(words.replace("_", " "))
     if len(ids) < n_ctx:
         return random_context(backbone, n_ctx, start), ""
