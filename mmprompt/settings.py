@@ -217,7 +217,8 @@ def _plain(value: Any, hint: Any) -> Any:
     many = _listed(value, each)
     if type(many) not in (list, tuple) or not {int, float, Path} & set(_members(each)):
         return value
-    return type(many)(_plain(one, each) for one in many)
+    as_it_is = [isinstance(one, str | Path) and not str(one).startswith("~") for one in many]  # looked at when read
+    return type(many)(one if known else _plain(one, each) for one, known in zip(many, as_it_is, strict=True))
 
 
 def _listed(value: Any, each: Any) -> Any:
