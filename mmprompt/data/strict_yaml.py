@@ -71,7 +71,8 @@ class StrictLoader(SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of a node; refuse keys that are repeated or not text."""
         seen: set[str] = set()
-        for key, _ in node.value:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()  # the library refuses other kinds itself
+        for key, _ in pairs:
             is_text = key.tag == "tag:yaml.org,2002:str"
             if not is_text or key.value in seen:
                 problem = f"repeats the key {key.value!r}" if is_text else "has a key that is not text"

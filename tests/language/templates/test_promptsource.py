@@ -115,6 +115,8 @@ def test_a_file_is_read_as_it_is_written(tmp_path: Path) -> None:
         ("original_task: true", "original_task: maybe", ": metadata.original_task is 'maybe', but input should be"),
         ("templates:", "template:", ": holds no templates of PromptSource. Give a templates.yaml, with a mapping"),
         ("metadata: *id001", "metadata: *id002", "line 25: found undefined alias 'id002'. Correct it."),
+        ("templates:", "more: !Template\n  - a: b\ntemplates:", "line 3: expected a mapping node, but found sequence"),
+        ("templates:", "more: !Template ab\ntemplates:", "line 3: expected a mapping node, but found scalar"),
     ],
 )
 def test_a_file_of_another_form_is_refused_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
