@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mmprompt.classification.methods.base import PromptMethod
@@ -193,7 +192,7 @@ def names_folder(start: str) -> bool:
 
 def is_folder(words: str) -> bool:
     """Return whether there is a folder of this name."""
-    return bool(words) and is_there(words) and Path(words).is_dir()
+    return bool(words) and is_there(words) and expanded(words).is_dir()
 
 
 def random_context(backbone: DualEncoder, n_ctx: int, start: Start, n_names: int | None = None) -> Tensor:
