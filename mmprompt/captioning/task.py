@@ -44,7 +44,7 @@ from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.sites import Insert, Site, low_rank_of
 from mmprompt.settings import check, check_settings
 from mmprompt.training.problem import StepResult
-from mmprompt.training.recipe import Recipe
+from mmprompt.training.recipe import Recipe, refuse_views
 from mmprompt.training.seeds import batches, derive_seed
 
 N_STEPS = 160
@@ -233,6 +233,11 @@ class FocusTask(Task[Captioner]):
         others = [text for item in self.data.train for text in item.of(None) if text not in item.of(self.focus)]
         others = others or [said.text for said in Captioner(model).caption_features(self.image_features[:LOOKED_AT])]
         return token_beginnings(model.tokenizer, own_words(captions, others), (*captions, *others))
+
+    def complete(self, recipe: Recipe) -> Recipe:
+        """Return a recipe as it is; one that crops and flips is refused."""
+        refuse_views(recipe, "images with captions")
+        return recipe
 
     def n_epochs(self, recipe: Recipe) -> int:
         """Return the recipe's epochs; see `epochs_of`."""

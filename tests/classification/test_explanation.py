@@ -164,7 +164,8 @@ def test_a_page_and_its_tables_are_saved(explained: tuple[mp.Result, Dataset, mp
 
 @pytest.mark.parametrize("method", [mp.VPT(2, depth=2), mp.CoCoOp(), mp.MaPLe(depth=1), mp.TipAdapter()])
 def test_methods_of_every_form_are_explained(tiny_clip_backbone: DualEncoder, data: Dataset, method: mp.Method) -> None:
-    result = mp.fit(method, tiny_clip_backbone, data, epochs=1, progress=False)
+    recipe = mp.Recipe(epochs=1) if method.is_trained else None
+    result = mp.fit(method, tiny_clip_backbone, data, recipe=recipe, progress=False)
     told = mp.explain(result.predictor, data, to_words=True)
     tables = told.tables
     n_vectors = {"VPT": 2, "CoCoOp": 4, "MaPLe": 4, "TipAdapter": 0}[type(method).__name__]
