@@ -5,8 +5,8 @@ Each data set keeps its own class names and images; the vectors alone are shared
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mmprompt.core.fit import describe_method, method_of, new_run, refuse_change
 from mmprompt.core.meta import Rounds, drawn, of_rounds
 from mmprompt.core.method import Method, Start, overrides, parts_of, resolved_recipe, settled
 from mmprompt.data.splits import Dataset
-from mmprompt.errors import UserError, bad_value
+from mmprompt.errors import UserError
 from mmprompt.models.dual_encoder.interface import DualEncoder
 from mmprompt.models.dual_encoder.load import load_backbone
 from mmprompt.models.image_features import ImageFeatures
@@ -87,7 +87,7 @@ def meta_init(
     places = (backbone.name, "classification")
     learner = settled(method_of(CoOp() if method is None else method, ClassificationTask), *places)
     each = _with_one_prompt(backbone, datas, learner, seed)
-    steps = _steps(resolved_recipe(learner, places, {}, recipe), {} if recipe is None else recipe.given)
+    steps = of_rounds(resolved_recipe(learner, places, {}, recipe), recipe)
     stored = features or ImageFeatures(backbone)
     with new_run(out) as folder:
 
@@ -108,16 +108,6 @@ def meta_init(
             facts = {"recipe": asdict(steps), "seed": seed, **surroundings(backbone)}
             save(predictor, folder, facts | {"method": describe_method(learner, METHODS), "meta": meta})
     return MetaResult(predictor, history, folder)
-
-
-def _steps(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
-    """Return a recipe as the steps of a round take it; refuse a setting that was given and counts for nothing there."""
-    steps = replace(of_rounds(recipe), augment="none")
-    for name, value in given.items():
-        if getattr(steps, name) != value:
-            expected = "a round takes n_inner steps at the full rate, on images as they are"
-            raise bad_value(name, value, expected, f"Leave `{name}` out.")
-    return steps
 
 
 def _with_one_prompt(backbone: DualEncoder, datas: Sequence[Dataset], method: Method, seed: int) -> list[Classifier]:

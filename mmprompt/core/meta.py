@@ -13,11 +13,11 @@ from typing import Annotated, Any, TypeVar
 import torch
 from annotated_types import Gt, Le
 
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value
 from mmprompt.settings import Count, check
 from mmprompt.training.loop import train
 from mmprompt.training.problem import Problem
-from mmprompt.training.recipe import Recipe
+from mmprompt.training.recipe import LENGTHS, Recipe
 from mmprompt.training.seeds import derive_seed, epoch_order
 
 Item = TypeVar("Item")
@@ -62,10 +62,18 @@ class Rounds:
         return history
 
 
-def of_rounds(recipe: Recipe) -> Recipe:
-    """Return a recipe for steps that begin anew in every round: one pass, no warm-up, no early stopping."""
-    lengths: dict[str, Any] = {"epochs": None, "n_steps": None, "steps_per_shot": None}
-    return replace(recipe, **lengths, warmup_epochs=0, patience=None)
+def of_rounds(recipe: Recipe, user: Recipe | None) -> Recipe:
+    """Return a recipe for steps that begin anew in every round: one pass, no warm-up, no restart, no early stopping.
+
+    A setting that the user gave and that counts for nothing there is refused.
+    """
+    idle: dict[str, Any] = dict.fromkeys((*LENGTHS, "restart_after", "patience"))
+    steps = replace(recipe, **idle, warmup_epochs=0, augment="none", views=Recipe.views)
+    for name, value in ({} if user is None else user.given).items():
+        if getattr(steps, name) != value:
+            expected = "a round takes n_inner steps at the full rate, on what is learned from as it is"
+            raise bad_value(name, value, expected, f"Leave `{name}` out.")
+    return steps
 
 
 def drawn(items: Sequence[Item], n_items: int, seed: int) -> tuple[Item, ...]:

@@ -86,7 +86,7 @@ def meta_init(
     tasks = [data if isinstance(data, TextData) else load_texts(data) for data in datas]
     model = load_language_model(model) if isinstance(model, str) else model
     method = PromptTuning() if method is None else method
-    recipe = of_rounds(type(method).recipe if recipe is None else recipe)
+    recipe = of_rounds(type(method).recipe if recipe is None else recipe, recipe)
     rounds = Rounds(n_rounds, n_inner, rate)
     if not method.n_vectors or isinstance(method, MultitaskPrompt | DecoderCombination):
         raise UserError("a start is learned for vectors among the tokens that all tasks share. Use prompt-tuning.")

@@ -132,6 +132,8 @@ def test_a_prompt_that_is_no_start_is_refused(
         ({"recipe": mp.Recipe(epochs=7)}, r"^epochs is 7, but .* Leave `epochs` out\.$"),
         ({"recipe": mp.Recipe(patience=1)}, r"^patience is 1, but"),
         ({"recipe": mp.Recipe(augment="coop")}, r"^augment is coop, but"),
+        ({"recipe": mp.Recipe(views=3)}, r"^views is 3, but"),
+        ({"recipe": mp.Recipe(restart_after=0.5)}, r"^restart_after is 0\.5, but"),
         ({"recipe": {"lr": 1.0}}, r"^recipe is of type dict, but it must be a Recipe\."),
         ({"datas": 5}, r"^datas is 5, but it must be a list, each a Dataset\."),
         ({"seed": "x"}, r"^seed is 'x', but it must be a whole number\."),

@@ -27,6 +27,7 @@ from mmprompt.models.decoder.model import FrozenLanguageModel
 from mmprompt.models.sites import Site
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import RunFailed
+from mmprompt.training.recipe import Recipe
 from mmprompt.training.seeds import derive_seed, epoch_order
 from tests.language_models import frozen_model
 
@@ -131,6 +132,26 @@ def test_prompts_begin_at_the_saved_start(method: DecoderMethod, tmp_path: Path)
     assert header["training"]["meta"]["tasks"] == {data.name: data.fingerprint for data in (kinds(), colours())}
     assert header["training"]["meta"]["n_inner"] == 2
     assert result.prompted.bound.n_soft == 4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 7},
+        {"n_steps": 7},
+        {"patience": 2},
+        {"warmup_epochs": 1},
+        {"augment": "coop"},
+        {"views": 3},
+        {"restart_after": 0.5},
+    ],
+    ids=str,
+)
+def test_a_setting_that_counts_for_nothing_in_a_round_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    (name,) = settings
+    with pytest.raises(UserError, match=rf"^{name} is .*, but a round takes n_inner steps .* Leave `{name}` out\.$"):
+        learn(tmp_path / "start", recipe=Recipe(**settings))
+    assert not (tmp_path / "start").exists()
 
 
 def test_the_start_is_the_same_for_the_same_seed() -> None:
