@@ -44,7 +44,7 @@ from mmprompt.models.decoder.reader import CausalReader
 from mmprompt.models.sites import Insert, Site, low_rank_of
 from mmprompt.settings import check, check_settings
 from mmprompt.training.problem import StepResult
-from mmprompt.training.recipe import Recipe
+from mmprompt.training.recipe import Recipe, refuse_views
 from mmprompt.training.seeds import batches, derive_seed
 
 N_STEPS = 160
@@ -235,7 +235,8 @@ class FocusTask(Task[Captioner]):
         return token_beginnings(model.tokenizer, own_words(captions, others), (*captions, *others))
 
     def complete(self, recipe: Recipe) -> Recipe:
-        """Refuse early stopping: what is said of the validation part is not measured as a prompt learns."""
+        """Refuse views, and early stopping: what is said of the validation part is not measured as a prompt learns."""
+        refuse_views(recipe, "images with captions")
         if recipe.patience is not None:
             expected = "captions have no validation accuracy to wait for"
             raise bad_value("patience", recipe.patience, expected, "Leave `patience` out.")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 import mmprompt.display as display
 from mmprompt.core.file import Predictor, describe, describe_backbone, load, save
 from mmprompt.core.header import HEADER, check_new, read_header
-from mmprompt.core.method import Method, overrides, parts_of, resolved_recipe, settled
+from mmprompt.core.method import Method, overrides, parts_of, refuse_idle_recipe, resolved_recipe, settled
 from mmprompt.errors import UserError, bad_value, unknown_name
 from mmprompt.files import json_ready, make_folder, write_json
 from mmprompt.models.ranks import PeerLostError, Ranks
@@ -45,10 +45,12 @@ class Task(Protocol[P]):
 
     Attributes:
         kind: the name of the room, such as `"classification"`; what is measured for all of it goes by this name.
+        methods: what may learn it, by name.
         recipe: what the data says of the recipe.
     """
 
     kind: str
+    methods: Mapping[str, Any]
     recipe: dict[str, Any]
 
     def task(self) -> Self:
@@ -227,9 +229,10 @@ def fit(
     task = task_of(data)
     method, model = method_of(method, task), task.load_model(model)
     method = settled(method, model.name, task.kind)
-    user = Recipe(**((recipe.given if recipe else {}) | settings)) if recipe or settings else None
+    user = Recipe(**((recipe.given if recipe else {}) | settings))
     recipe = _complete(resolved_recipe(method, (model.name, task.kind), task.recipe, user), task)
     predictor = task.predictor(method, model, seed)
+    refuse_idle_recipe(user.given, {describe_method(method, task.methods)["name"]: method})
     folder = None if out is None else Path(out)
     ranks = Ranks()
     with _peers_watched(), contextlib.ExitStack() as held:
@@ -384,7 +387,7 @@ def run_config(task: Any, method: Method, predictor: Any, recipe: Recipe, seed: 
     } | surroundings(predictor.backbone)
 
 
-def describe_method(method: Any, names: dict[str, Any]) -> dict[str, Any]:
+def describe_method(method: Any, names: Mapping[str, Any]) -> dict[str, Any]:
     """Give a method's name and settings, JSON-ready; one that has no name goes by that of its class.
 
     Of several methods that have a setting in common, but not its value, the later ones' go by name and setting.

@@ -394,6 +394,15 @@ def settled(method: Method, *places: str) -> Method:
     return replace(method, **chosen) if chosen else method  # type: ignore[type-var]
 
 
+def refuse_idle_recipe(given: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
+    """Refuse settings of a recipe where no method, of one or more by name, is trained by steps."""
+    if any(method.is_trained for method in methods.values()):
+        return
+    for name, value in given.items():
+        said = f"{' and '.join(methods)} {'is' if len(methods) == 1 else 'are'} not trained by steps"
+        raise bad_value(name, value, said, f"Leave `{name}` out.")
+
+
 def resolved_recipe(
     method: Method | type[Method], places: Sequence[str], data: Mapping[str, Any], user: Recipe | None
 ) -> Recipe:

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmprompt.core.method import Method, resolved_recipe, settled
+from mmprompt.core.method import Method, refuse_idle_recipe, resolved_recipe, settled
 from mmprompt.data.catalog import load_dataset
 from mmprompt.data.check import Broken, drop_broken, find_broken
 from mmprompt.data.fewshot import base_new
@@ -240,6 +240,7 @@ class Grid:
                 raise UserError(f"{name} is empty, but a comparison needs at least one. Name one.")
             if any(values.count(value) > 1 for value in values):
                 raise bad_value(name, ",".join(map(str, values)), "each may be named once", "Leave out the repetition.")
+        refuse_idle_recipe(self.recipe, {one.name: one.method for one in self.contenders})
         for source in self.sources:
             others = [
                 one for one in self.targets if one != source or len(self.sources) == 1

@@ -18,7 +18,7 @@ import yaml
 from mmprompt.classification.methods import make_method
 from mmprompt.classification.task import ClassificationTask
 from mmprompt.core.fit import fit
-from mmprompt.core.method import parts_of, resolved_recipe
+from mmprompt.core.method import parts_of, refuse_idle_recipe, resolved_recipe
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import UserError
 from mmprompt.experiments.encode import store_features
@@ -142,9 +142,11 @@ def tune(
 def check_ends(search: Search, backbone: DualEncoder, data: Dataset) -> None:
     """Try out both ends of every range, so that no trial is refused later; refuse what changes nothing."""
     of_steps = [name for name in search.space if name in {field.name for field in fields(Recipe)}]
-    if of_steps and not search.parts({}, data)[0].is_trained:
+    method = search.parts({}, data)[0]
+    if of_steps and not method.is_trained:
         said = f"{of_steps[0]} is a setting of steps, but {search.method} takes none"
         raise UserError(f"{said}. Search with a method that learns in steps, such as coop.")
+    refuse_idle_recipe(search.recipe, {search.method: method})
     for end in ("low", "high"):
         values = {name: getattr(limits, end) for name, limits in search.space.items()}
         try:
@@ -248,7 +250,8 @@ class _Job:
             for index, (seed, part) in enumerate(zip(self.search.seeds, data, strict=True)):
                 method, recipe = self.search.parts(values, part)
                 task, listeners = ClassificationTask.of(part, features), [ReportValidation(trial)] if index == 0 else []
-                result = fit(method, features.backbone, task, None, recipe, seed, listeners, progress=False)
+                steps = recipe if method.is_trained else None
+                result = fit(method, features.backbone, task, None, steps, seed, listeners, progress=False)
                 accuracies.append(result.evaluate(part.val).accuracy)
             return fmean(accuracies)
 

@@ -31,7 +31,7 @@ from mmprompt.models.sites import Insert, Site
 from mmprompt.settings import check, check_settings
 from mmprompt.training.callbacks import Callback
 from mmprompt.training.problem import StepResult
-from mmprompt.training.recipe import Recipe
+from mmprompt.training.recipe import Recipe, refuse_views
 from mmprompt.training.seeds import batches, derive_seed, generator
 
 N_STEPS = 80
@@ -199,6 +199,11 @@ class LanguageTask(Task[LanguagePredictor]):
             name = describe_method(method, METHODS)["name"]
             raise UserError(f"{name} starts from no vectors, but `init` says where they start. Leave it out.")
         return LanguagePredictor(model, prompt, verbalizer)
+
+    def complete(self, recipe: Recipe) -> Recipe:
+        """Return a recipe as it is; one that crops and flips is refused."""
+        refuse_views(recipe, "texts")
+        return recipe
 
     def n_epochs(self, recipe: Recipe) -> int:
         """Give the recipe's epochs, or as many as `N_STEPS` take, but 4 at least."""

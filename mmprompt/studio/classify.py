@@ -27,6 +27,7 @@ from mmprompt.models.image_features import ImageFeatures
 from mmprompt.studio.images import TABLE, OwnImages
 from mmprompt.studio.jobs import Job
 from mmprompt.studio.prompts import Models, new_run, take_up
+from mmprompt.training.recipe import Recipe
 from mmprompt.training.run_files import read_log
 
 OWN = "my own images"
@@ -110,7 +111,8 @@ class ImageWork:
             features = ImageFeatures(backbone, progress=job.count("looking at images"))
             features.of([item.path for item in (*data.train, *data.test)])
             task = ClassificationTask.of(data, features)
-            result = fit(setting.method, backbone, task, folder, callbacks=[job], progress=False, epochs=setting.epochs)
+            recipe = Recipe(epochs=setting.epochs) if task.methods[setting.method].is_trained else None
+            result = fit(setting.method, backbone, task, folder, recipe, callbacks=[job], progress=False)
             job.say("testing")
             metrics = measure(result.predictor, data, folder, features)
             write_json(folder / SETTINGS, vars(setting))

@@ -345,17 +345,12 @@ def given_names(arguments: Sequence[str], names: Iterable[str]) -> list[str]:
     return [name for name, flag in flags.items() if {f"--{flag}", f"--no-{flag}"} & words or name in saved]
 
 
-def refuse_idle_recipe(arguments: Sequence[str], method: str, kinds: Iterable[type[Any]]) -> None:
-    """Refuse settings of a recipe that are typed for a method, of one or more kinds, that is not trained by steps."""
+def typed_recipe(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the settings of a recipe that a command line gives, as they are typed, without those of a file."""
     from mmprompt.training.recipe import Recipe
 
-    if any(kind.is_trained and kind.learns for kind in kinds):
-        return
-    for name in (one.name for one in fields(Recipe)):
-        value = typed(arguments, name)
-        if value is not None:
-            advice = f"Leave --{name.replace('_', '-')} out."
-            raise bad_value(name, value, f"{method} is not trained by steps", advice)
+    values = {one.name: typed(arguments, one.name) for one in fields(Recipe)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def names_in(option: str, text: str) -> tuple[str, ...]:

@@ -127,6 +127,13 @@ def check_names(settings: Iterable[str], advice: str = "") -> None:
             raise unknown_name("setting of a recipe", name, known, advice)
 
 
+def refuse_views(recipe: Recipe, what: str) -> None:
+    """Refuse to crop and flip what is learned from as it is, such as texts."""
+    for name, is_asked in (("augment", recipe.augment == "coop"), ("views", recipe.views != Recipe.views)):
+        if is_asked:
+            raise bad_value(name, getattr(recipe, name), f"{what} are learned from as they are", f"Leave `{name}` out.")
+
+
 def epochs_for(recipe: Recipe, shots: int | None) -> int:
     """Return the recipe's own number of epochs, else that of Zhou et al. 2022 (CoOp) by shots, None counting as many.
 

@@ -156,7 +156,7 @@ def test_features_of_another_captioner_are_refused(captioner, data, scale):
     other = small_captioner(scale=scale)
     other._encode = lambda images: captioner.encode_image(images)[:, :1]  # as an mlp and a linear mapper of one pair
     features = CaptionFeatures(other, None)
-    task, steered = data.focus("numbers", features), fit(HardPrompt("5 9"), captioner, data).predictor
+    task, steered = data.focus("numbers", features), fit(HardPrompt("5 9"), captioner, data, recipe=None).predictor
     for call in (
         lambda: core.fit(PromptTuning(2), captioner, task, progress=False),
         lambda: choice.choose_method(captioner, task, QUICK, progress=False),
@@ -370,6 +370,15 @@ def test_a_focus_without_captions_is_refused_and_nothing_is_written(captioner, d
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("settings", [{"augment": "coop"}, {"views": 3}])
+def test_to_crop_and_flip_images_with_captions_is_refused(settings, captioner, data, tmp_path):
+    with pytest.raises(
+        UserError, match=r"but images with captions are learned from as they are\. Leave `(augment|views)`"
+    ):
+        core.fit(PromptTuning(2), captioner, data.focus("numbers"), tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_is_not_written_over(captioner, data, tmp_path):
     fit(PromptTuning(2), captioner, data, tmp_path / "run")
     before = (tmp_path / "run" / "prompt.safetensors").read_bytes()
@@ -493,7 +502,7 @@ def test_arguments_of_another_kind_are_refused_before_anything_is_learned(data, 
 
 
 def test_a_focus_in_words_is_saved_without_training(captioner, data, tmp_path):
-    result = fit(HardPrompt("5 9"), captioner, data, tmp_path / "run")
+    result = fit(HardPrompt("5 9"), captioner, data, tmp_path / "run", None)
     saved = load_focus(tmp_path / "run", captioner)
     assert result.history == []
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "prompt.json", "prompt.safetensors"}

@@ -117,8 +117,8 @@ def test_the_classifier_is_learned_with_whatever_learns_in_the_tower(
 def test_a_convolutional_tower_takes_pixels_and_a_probe_but_no_tokens(tmp_path: Path, data: Dataset) -> None:
     folder = small_models.save_timm(tmp_path / "resnet", "test_resnet")
     backbone = load_backbone(f"timm:{folder}", device="cpu")
-    for method in ("padding-prompt", "linear-probe"):
-        rows = mp.fit(method, backbone, data, **QUICK).predictor.predict_proba(data.test[0].path)
+    for method, settings in (("padding-prompt", QUICK), ("linear-probe", {})):
+        rows = mp.fit(method, backbone, data, **settings).predictor.predict_proba(data.test[0].path)
         assert rows.sum() == pytest.approx(1)
     with pytest.raises(UserError, match=r"\(ResNet\) has no image tokens .* Use `padding-prompt` or `linear-probe`"):
         VPT().build(backbone, ["cat", "dog"])
@@ -161,7 +161,7 @@ def test_two_stages_need_the_text_to_start_from_even_in_the_image_tower(tiny_tim
 
 
 def test_there_is_no_zero_shot_to_compare_with(tiny_timm_backbone: DualEncoder, data: Dataset) -> None:
-    result = mp.fit("nearest-class-mean", tiny_timm_backbone, data, **QUICK)
+    result = mp.fit("nearest-class-mean", tiny_timm_backbone, data)
     assert result.notices == ()
     assert {name for name in measure(result.predictor, data) if "zero" in name} == set()
     with pytest.raises(UserError, match="has no text tower"):
@@ -169,7 +169,7 @@ def test_there_is_no_zero_shot_to_compare_with(tiny_timm_backbone: DualEncoder, 
 
 
 def test_features_of_any_size_have_the_same_nearest_mean(tiny_timm_backbone: DualEncoder, data: Dataset) -> None:
-    head = mp.fit("nearest-class-mean", tiny_timm_backbone, data, **QUICK).predictor.prompt.head
+    head = mp.fit("nearest-class-mean", tiny_timm_backbone, data).predictor.prompt.head
     features = torch.randn(3, tiny_timm_backbone.embed_dim, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(head(7 * features, features), head(features, features))
 

@@ -204,6 +204,7 @@ REFUSED = {
     "compare --data openart-large --shots 0": "at least 1 image",
     "compare --data openart-large --shots one": "whole numbers",
     "compare --data openart-large --seed -1": "whole numbers",
+    "compare --data openart-left --method gda --lr 3": "but gda is not trained by steps. Leave --lr out.",
     "compare --data openart-large --workers 0": "a whole number, 1 or more",
     "compare --data openart-large-novel": "test images only",
     "protocol base-to-new --data openart-large --shots 1,2": "one number of shots",

@@ -43,7 +43,7 @@ COMBINATIONS = [
 NAMES = [*(name for name in METHODS if METHODS[name].learns), "tpt", *COMBINATIONS]
 BACKBONES = ["tiny_clip", "tiny_hf_clip", "tiny_siglip", "tiny_resnet", "tiny_timm"]
 SMALL = {"n_ctx": 2, "n_visual": 2, "inverse_strength": 2.0, "ctx_init": None}  # what fits 16 slots and needs no search
-QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "checkpoint_seconds": 0, "progress": False}
+QUICK = {"epochs": 2, "batch_size": 3, "lr": 0.05, "checkpoint_seconds": 0}
 
 
 def small(name: str) -> Method:
@@ -101,7 +101,14 @@ class Pair:
         return [item.path for item in self.data.test]
 
     def fit(self, data: Dataset | None = None, out: Path | None = None, seed: int = 1, **settings: Any) -> Classifier:
-        return fit(self.method, self.backbone, data or self.data, out, seed=seed, **(QUICK | settings)).predictor
+        return fit(
+            self.method, self.backbone, data or self.data, out, seed=seed, **(quick(self.method) | settings)
+        ).predictor
+
+
+def quick(method: Method) -> dict[str, Any]:
+    """A short training, of what is trained by steps."""
+    return {"progress": False, **(QUICK if method.is_trained else {})}
 
 
 def bytes_of(module: nn.Module) -> bytes:
@@ -131,7 +138,7 @@ def trained(
         method, gradients = small(name), Gradients()
         result, refusal = None, ""
         try:
-            result = fit(method, backbone, conformance_data, folder, callbacks=[gradients], **QUICK)
+            result = fit(method, backbone, conformance_data, folder, callbacks=[gradients], **quick(method))
         except UserError as error:
             refusal = str(error)
         return Pair(method, backbone, conformance_data, folder, gradients.seen, result, refusal)
@@ -264,7 +271,7 @@ def test_two_classes_with_one_image_each_are_enough(carried: Pair) -> None:
     first = {item.label: item for item in carried.data.train if item.label < 2}
     names = carried.data.class_names[:2]
     few = replace(carried.data, class_names=names, train=tuple(first.values()), val=tuple(first.values()), test=())
-    classifier = carried.fit(few, batch_size=8)
+    classifier = carried.fit(few, **({"batch_size": 8} if carried.method.is_trained else {}))
     rows = classifier.predict_proba(carried.images)
     assert rows.shape == (len(carried.images), 2)
     assert np.isfinite(rows).all()

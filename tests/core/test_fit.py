@@ -1,6 +1,7 @@
 """The one `fit`: what it learns through any door, when it runs no loop, what it refuses, and the hooks it calls."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,6 +84,20 @@ def test_a_call_that_no_json_holds_is_refused_before_anything_is_learned(tiny_cl
 def test_a_setting_that_there_is_not_is_refused(tiny_clip_backbone, data, tmp_path):
     with pytest.raises(UserError, match=r"no setting of a recipe named 'epcohs'\. Did you mean 'epochs'"):
         fit(CoOp(n_ctx=2), tiny_clip_backbone, data, tmp_path / "run", epcohs=3)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("zero-shot", {"lr": 0.5}, "lr is 0.5, but zero-shot is not trained by steps. Leave `lr` out."),
+        ("gda", {"recipe": Recipe(epochs=3)}, "epochs is 3, but gda is not trained by steps. Leave `epochs` out."),
+        (TPT(), {"n_steps": 7}, "n_steps is 7, but tpt is not trained by steps. Leave `n_steps` out."),
+    ],
+)
+def test_settings_of_steps_are_refused_where_none_are_taken(method, settings, said, data, tmp_path):
+    with pytest.raises(UserError, match=f"^{re.escape(said)}"):
+        fit(method, "tiny", data, tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
 
 

@@ -49,7 +49,8 @@ def parted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def grid_of(parted: Path, model: Path, methods: Sequence[str] = ("coop", "zero-shot"), **changes: object) -> Grid:
     settings = {"coop": {"n_ctx": 2}}
     contenders = tuple(Contender(name, make_method(name, settings.get(name)), str(model)) for name in methods)
-    grid = Grid((Origin("colours", str(parted)),), contenders, (1, 2), (1, 2), FAST)
+    recipe = FAST if any(one.method.is_trained for one in contenders) else {}
+    grid = Grid((Origin("colours", str(parted)),), contenders, (1, 2), (1, 2), recipe)
     return replace(grid, **changes)  # type: ignore[arg-type]
 
 

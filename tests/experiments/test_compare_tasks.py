@@ -20,7 +20,8 @@ from mmprompt.language.data import TextData
 from mmprompt.language.methods import PromptInit
 from tests.processes import context
 
-QUICK: dict[str, Any] = {"epochs": 1, "device": "cpu", "progress": False}
+PLAIN: dict[str, Any] = {"device": "cpu", "progress": False}
+QUICK: dict[str, Any] = {"epochs": 1, **PLAIN}
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +87,7 @@ def test_focuses_of_a_captioner_are_compared_with_words(captions: CaptionData, t
 
 def test_a_method_may_be_named_as_for_fit(texts: TextData, tmp_path: Path) -> None:
     both = {"named": ("hard", "tiny"), "made": (mp.HardPrompt(), "tiny")}
-    named, made = mp.compare(both, [texts], out=tmp_path, **QUICK).lines
+    named, made = mp.compare(both, [texts], out=tmp_path, **PLAIN).lines
     assert named.cells == made.cells
 
 
@@ -94,9 +95,9 @@ def test_images_lie_in_a_folder_or_are_at_hand(pictures: Path, tiny_open_clip_fo
     zero_shot, model = mp.METHODS["zero-shot"], str(tiny_open_clip_folder)
     methods = {"bare name": (zero_shot("{}"), model), "zero-shot": (zero_shot(), model)}
     data = mp.ImageFolder(pictures, shots=1)
-    by_place = mp.compare(methods, {data.name: str(pictures)}, out=tmp_path, **QUICK)
+    by_place = mp.compare(methods, {data.name: str(pictures)}, out=tmp_path, **PLAIN)
     assert len(list(tmp_path.iterdir())) == 2
-    at_hand = mp.compare(methods, [data], out=tmp_path, **QUICK)
+    at_hand = mp.compare(methods, [data], out=tmp_path, **PLAIN)
     assert len(list(tmp_path.iterdir())) == 2
     assert [line.values for line in by_place.lines] == [line.values for line in at_hand.lines]
     assert [line.label for line in by_place.lines] == ["bare name", "zero-shot"]
@@ -126,7 +127,7 @@ def test_several_processes_take_tasks_at_hand(texts: TextData, tmp_path: Path, m
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: beginning)
     methods = {"words": (mp.HardPrompt(), "tiny")}
     tasks = {words: texts.task(template=f"{{text}} {words} {{answer}}") for words in ("is", "says")}
-    comparison = mp.compare(methods, tasks, workers=2, out=tmp_path, **QUICK)
+    comparison = mp.compare(methods, tasks, workers=2, out=tmp_path, **PLAIN)
     assert [line.source for line in comparison.lines] == ["is", "says"]
 
 
@@ -153,7 +154,7 @@ def test_what_is_no_method_for_the_data_on_a_model_is_refused(methods: Any, mess
 def test_texts_that_are_only_tested_on_are_targets(texts: TextData, tmp_path: Path) -> None:
     target = replace(texts, name="only tested", train=(), val=())
     methods = {"words": (mp.HardPrompt(), "tiny")}
-    comparison = mp.compare(methods, [texts], targets=[target], out=tmp_path, **QUICK)
+    comparison = mp.compare(methods, [texts], targets=[target], out=tmp_path, **PLAIN)
     by_target = {line.target: line.mean for line in comparison.lines}
     assert by_target["only tested"] == by_target[texts.name]
 
@@ -168,6 +169,15 @@ def test_targets_of_another_kind_are_refused_before_anything_is_computed(caption
 def test_a_setting_that_no_recipe_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no setting of a recipe named 'epoch'\. Did you mean 'epochs'"):
         mp.compare({"coop": ("coop", "tiny")}, ["openart-left"], out=tmp_path / "cells", epoch=3)
+    assert not (tmp_path / "cells").exists()
+
+
+def test_a_setting_of_steps_is_refused_where_none_are_taken(tmp_path: Path) -> None:
+    methods = {"plain": ("zero-shot", "tiny"), "gaussians": ("gda", "tiny")}
+    with pytest.raises(
+        UserError, match=r"^lr is 3\.0, but plain and gaussians are not trained by steps\. Leave `lr` out"
+    ):
+        mp.compare(methods, ["openart-left"], out=tmp_path / "cells", lr=3.0)
     assert not (tmp_path / "cells").exists()
 
 

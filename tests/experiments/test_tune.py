@@ -8,6 +8,7 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -111,26 +112,31 @@ def test_another_search_does_not_mix_with_it(tmp_path: Path, search: Search) -> 
 
 
 @pytest.mark.parametrize(
-    ("method", "settings", "space"),
+    "changes",
     [
-        ("linear-probe", {}, {"inverse_strength": Range(0.1, 10.0, False)}),
-        ("coop+gda", {"n_ctx": 1}, {"lr": Range(1e-3, 0.5, False)}),
+        {"method": "linear-probe", "recipe": {}, "space": {"inverse_strength": Range(0.1, 10.0, False)}},
+        {"method": "coop+gda", "settings": {"n_ctx": 1}, "space": {"lr": Range(1e-3, 0.5, False)}},
     ],
+    ids=["linear-probe", "coop+gda"],
 )
 def test_a_trial_counts_with_the_accuracy_of_what_is_kept(
-    method: str, settings: dict[str, object], space: dict[str, Range], tmp_path: Path, search: Search
+    changes: dict[str, Any], tmp_path: Path, search: Search
 ) -> None:
-    own = replace(search, method=method, settings=settings, space=space)
+    own = replace(search, **changes)
     best, data = tune(own, f"sqlite:///{tmp_path}/s.db", 1, device="cpu").best, own.load(1)
     made, recipe = own.parts(best.settings, data)
-    kept = fit(made, load_backbone(own.backbone, "cpu"), data, recipe=recipe, progress=False)
+    steps = recipe if made.is_trained else None
+    kept = fit(made, load_backbone(own.backbone, "cpu"), data, recipe=steps, progress=False)
     assert best.accuracy == kept.evaluate(data.val).accuracy > 0
 
 
-def test_settings_of_steps_are_not_searched_where_none_are_taken(tmp_path: Path, search: Search) -> None:
+def test_settings_of_steps_are_neither_searched_nor_fixed_where_none_are_taken(tmp_path: Path, search: Search) -> None:
     probe = replace(search, method="linear-probe", space={"lr": Range(1e-3, 0.5, False)})
     with pytest.raises(UserError, match=r"^lr is a setting of steps, but linear-probe takes none\. Search"):
         tune(probe, f"sqlite:///{tmp_path}/s.db", 1, device="cpu")
+    fixed = replace(probe, space={"inverse_strength": Range(0.1, 10.0, False)})
+    with pytest.raises(UserError, match=r"^epochs is 2, but linear-probe is not trained by steps\. Leave `epochs` out"):
+        tune(fixed, f"sqlite:///{tmp_path}/s.db", 1, device="cpu")
     assert not (tmp_path / "s.db").exists()
 
 

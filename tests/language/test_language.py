@@ -81,7 +81,8 @@ OF_THE_TASK = ("template", "verbalizer", "objective", "is_recomputed", "init")
 
 def fit(method: DecoderMethod, out: Path | None = None, data: TextData | None = None, **more: Any) -> Any:
     """A short training; options of the task, `changes` of the recipe, and what else the core's `fit` takes."""
-    settings = {"epochs": 3, "batch_size": 4, "checkpoint_seconds": 0.0} | more.pop("changes", {})
+    quick = {"epochs": 3, "batch_size": 4, "checkpoint_seconds": 0.0} if method.is_trained else {}
+    settings = quick | more.pop("changes", {})
     options = {name: more.pop(name) for name in OF_THE_TASK if name in more}
     model = more.pop("model", model_of("llama"))
     task = (data or data_of(tasks=isinstance(method, MultitaskPrompt))).task(**options)
@@ -341,7 +342,7 @@ def test_a_prompt_in_words_is_written_without_training(tmp_path: Path) -> None:
 def test_without_a_template_the_data_s_own_or_its_fields_are_taken(
     method: DecoderMethod, data: TextData, template: str
 ) -> None:
-    prompted = fit(method, data=data, changes={"epochs": 1}).predictor
+    prompted = fit(method, data=data).predictor
     assert prompted.template.text == template
     assert prompted.bound.n_soft == (2 if isinstance(method, PromptTuning) else 0)
 
@@ -487,6 +488,18 @@ REFUSED: dict[str, tuple[Make[[Path], Any], str]] = {
         lambda out: fit(PromptTuning(2), out, TextData("odd", (TextRow({"text (en)": "a"}, None, "b"),), (), (), ())),
         "the field 'text (en)' cannot stand in a template, where names are letters, digits, blanks, - and _. "
         "Name it otherwise, in odd.yaml perhaps: columns: {label: THEIRS, text: 'text (en)'}.",
+    ),
+    "settings of steps where none are taken": (
+        lambda out: fit(HardPrompt(), out, template="{text} {answer}", changes={"lr": 3.0}),
+        "lr is 3.0, but hard is not trained by steps. Leave `lr` out.",
+    ),
+    "cropped and flipped texts": (
+        lambda out: fit(PromptTuning(2), out, changes={"augment": "coop"}),
+        "augment is coop, but texts are learned from as they are. Leave `augment` out.",
+    ),
+    "views of texts": (
+        lambda out: fit(PromptTuning(2), out, changes={"views": 3}),
+        "views is 3, but texts are learned from as they are. Leave `views` out.",
     ),
     "no such data": (
         lambda out: fit(PromptTuning(2), out, load_texts(out.parent / "none.jsonl")),

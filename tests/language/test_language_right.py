@@ -119,7 +119,8 @@ def test_learning_and_answering_leave_a_model_as_it_was(kind: str, tmp_path: Pat
         if name in ("soft-verbalizer", "searched-words"):
             data = replace(data, train=labelled, labels=("happy", "sad"))
         chosen = PrefixTuning(2, hidden=8) if name == "prefix-tuning" else method()
-        result = fit(chosen, model, data, recipe=Recipe(epochs=1), progress=False)
+        recipe = Recipe(epochs=1) if chosen.is_trained else None
+        result = fit(chosen, model, data, recipe=recipe, progress=False)
         if data.labels:
             result.predictor.classify(labelled)
             continue

@@ -12,15 +12,15 @@ import tyro
 
 from mmprompt.captioning.data import DEFAULT_SET, EMBEDDED, CaptionData, load_captions, shown_name
 from mmprompt.captioning.methods import MAPPER_RECIPE, METHODS
-from mmprompt.core.method import Method, measured_for, resolved_recipe
+from mmprompt.core.method import Method, measured_for, refuse_idle_recipe, resolved_recipe
 from mmprompt.core.soft import PrefixTuning, PromptTuning
 from mmprompt.errors import bad_value, is_first_process, unknown_name
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.settings import Count
 from mmprompt.terminal.output import Device, Json, Output, check_folder, command_of
-from mmprompt.terminal.parser import given_names, parse, peek, refuse_idle_recipe
-from mmprompt.training.recipe import LENGTHS, Recipe
+from mmprompt.terminal.parser import given_names, parse, peek, typed_recipe
+from mmprompt.training.recipe import LENGTHS, Recipe, refuse_views
 
 if TYPE_CHECKING:
     from mmprompt.captioning.predictor import Captioner
@@ -183,7 +183,7 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
         given.insert(1, kind(**measured_for(kind, *places).settings))
     form = make_dataclass("Train", parts, frozen=True)
     read: Any = parse(form, arguments, prog, DESCRIPTION, form(*given))
-    refuse_idle_recipe(arguments, name, [kind])
+    refuse_idle_recipe(typed_recipe(arguments), {name: kind})
     refuse_idle(arguments, name, read.run, read.recipe)
     if name == MAPPER:
         return read.run, read.recipe, None
@@ -196,8 +196,7 @@ def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, M
 
 def refuse_idle(arguments: Sequence[str], name: str, settings: Settings, recipe: Recipe) -> None:
     """Refuse options that are nothing to captions or to the method of this name."""
-    if recipe.augment == "coop":
-        raise bad_value("augment", "coop", "captions are learned from images as they are", "Leave --augment out.")
+    refuse_views(recipe, "images with captions")
     if recipe.patience is not None and name != MAPPER:
         expected = "captions have no validation accuracy to wait for"
         raise bad_value("patience", recipe.patience, expected, "Leave --patience out.")

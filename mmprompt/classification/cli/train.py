@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mmprompt.classification.methods import ClassificationMethod, make_method, method_types
-from mmprompt.core.method import ANY_BACKBONE, default_method, measured_for, resolved_recipe, settled
+from mmprompt.core.method import (
+    ANY_BACKBONE,
+    default_method,
+    measured_for,
+    refuse_idle_recipe,
+    resolved_recipe,
+    settled,
+)
 from mmprompt.errors import is_first_process
 from mmprompt.files import write_json
 from mmprompt.models.packaged import refuse_missing
@@ -27,10 +34,10 @@ from mmprompt.terminal.parser import (
     given_names,
     parse,
     peek,
-    refuse_idle_recipe,
     remember,
     saved_settings,
     typed,
+    typed_recipe,
 )
 from mmprompt.training.recipe import LENGTHS, Recipe
 
@@ -101,7 +108,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     backbone = load_backbone(call.run.backbone, call.run.device)
     features = ImageFeatures(backbone)
     task = ClassificationTask.of(data, features)
-    recipe, method = task.complete(call.recipe), settled(call.method, backbone.name, task.kind)
+    task.complete(call.recipe)
+    method = settled(call.method, backbone.name, task.kind)
     task.predictor(method, backbone, call.run.seed)  # what does not go together is refused before all work and promises
     with ProgressDisplay() as progress:
         known = features.stored([item.path for split in SPLITS for item in data.items(split)])
@@ -111,7 +119,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
     announce(output, call, backbone, data, folder)
     with ProgressDisplay() as progress:
         features.progress = progress.count("encoding images")
-        result = fit(call.method, backbone, task, folder, recipe, call.run.seed, (), call.run.resume, call=said)
+        result = fit(call.method, backbone, task, folder, call.recipe, call.run.seed, (), call.run.resume, call=said)
         if not is_first_process():
             return
         metrics = measure(result.predictor, data, folder, features)
@@ -134,10 +142,12 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     remember(form)
     start = filled(form, first_values(arguments, groups) | {"method": name})
     read: Any = parse(form, arguments, prog, DESCRIPTION, start, saved)
-    refuse_idle_recipe(arguments, name, kinds.values())
     settings = {key: value for group in kinds for key, value in asdict(getattr(read, group)).items()}
     images = read.images if read.images.data else replace(read.images, data=DATA)
-    return Call(read.run, images, read.recipe, make_method(name, settings), "" if named else default.reason)
+    method = make_method(name, settings)
+    refuse_idle_recipe(typed_recipe(arguments), {name: method})
+    recipe = read.recipe if method.is_trained else Recipe()
+    return Call(read.run, images, recipe, method, "" if named else default.reason)
 
 
 def first_values(arguments: Sequence[str], groups: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mmprompt.core.method import measured_for, resolved_recipe
+from mmprompt.core.method import measured_for, refuse_idle_recipe, resolved_recipe
 from mmprompt.core.soft import DecoderMethod, PrefixTuning, PromptTuning
-from mmprompt.errors import bad_value, is_first_process, unknown_name
+from mmprompt.errors import is_first_process, unknown_name
 from mmprompt.language.cli.options import MODEL_HELP, Learning, Loading, say_of_words, say_scores
 from mmprompt.language.data import EMBEDDED, load_texts
 from mmprompt.language.methods import METHODS, SEARCHES, PromptInit, SearchedWords, method_types
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import Json, Output, check_folder, command_of, shorten
-from mmprompt.terminal.parser import parse, peek, refuse_idle_recipe
-from mmprompt.training.recipe import Recipe
+from mmprompt.terminal.parser import parse, peek, typed_recipe
+from mmprompt.training.recipe import Recipe, refuse_views
 
 if TYPE_CHECKING:
     from mmprompt.language.data import TextData
@@ -125,14 +125,11 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     recipe = resolved_recipe(joined(chosen), places, {}, None)
     defaults = form(Settings(), Learning(), *chosen, *(kind() for kind in starts.values()), recipe, Loading())
     read: Any = parse(form, arguments, prog, DESCRIPTION, defaults)
-    refuse_idle_recipe(arguments, name, kinds)
-    method = joined([getattr(read, name) for name in own])
-    call = Call(read.run, read.rows, method, getattr(read, "start", PromptInit()), read.recipe, read.loading)
-    for setting, value in (("augment", "none"), ("views", Recipe.views)):
-        if getattr(call.recipe, setting) != value:
-            given = getattr(call.recipe, setting)
-            raise bad_value(setting, given, "texts are learned from as they are", f"Leave --{setting} out.")
-    return call
+    method = joined([getattr(read, part) for part in own])
+    refuse_idle_recipe(typed_recipe(arguments), {name: method})
+    refuse_views(read.recipe, "texts")
+    recipe = read.recipe if method.is_trained else Recipe()
+    return Call(read.run, read.rows, method, getattr(read, "start", PromptInit()), recipe, read.loading)
 
 
 def test_labels(output: Output, prompted: LanguagePredictor, data: TextData) -> dict[str, Any]:
