@@ -38,8 +38,13 @@ def pages_with(kind):
 
 
 def fit_shortly(fit, *args, epochs=None, n_steps=None, **more):
-    """A training of an epoch, or of a step where its length is said in steps."""
-    return fit(*args, **more, **({"epochs": 1} if n_steps is None else {"n_steps": 1}))
+    """A training of an epoch, or of a step where its length is said in steps; of what takes none, as it is."""
+    try:
+        return fit(*args, **more, **({"epochs": 1} if n_steps is None else {"n_steps": 1}))
+    except mp.UserError as error:
+        if "not trained by steps" not in str(error):
+            raise
+        return fit(*args, **more)
 
 
 def run_blocks(kind, page):
