@@ -44,16 +44,20 @@ def averages_of_eleven() -> tuple[Reference, ...]:
 
 
 def few_shot_table(comparison: Comparison) -> Table:
-    """Return accuracy by shots, a block a data set and one for their average (the layout of Zhou et al. 2022, CoOp)."""
+    """Return accuracy by shots, a block a data set, one for their average (Zhou et al. 2022, CoOp) and one a target."""
     grid = comparison.grid
     columns: list[int | None] = [0] if any(line.shots == 0 for line in comparison.lines) else []
     columns += grid.shots
 
-    def line_at(label: str, source: str, shots: int | None) -> Line | None:
-        line = comparison.find(label, source, source, shots)
+    def line_at(label: str, source: str, shots: int | None, target: str = "") -> Line | None:
+        line = comparison.find(label, source, target or source, shots)
         return line if line is not None and line.shots == shots else None  # zero-shot stands in its own column
 
     rows, published = _blocks(comparison, columns, line_at, lambda references: few_shot_rows(references, columns))
+    for source, target in comparison.tests:
+        for contender, label in zip(grid.contenders, comparison.labels, strict=True) if target != source else ():
+            cells = [cell_text(line_at(label, source, shots, target)) for shots in columns]
+            rows += ((f"{source}: {target}", label, contender.backbone, *cells),)
     headers = ("data set", "method", "backbone", *map(in_shots, columns))
     return Table(headers, rows, 3, notes_of(comparison, published))
 

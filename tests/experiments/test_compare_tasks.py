@@ -157,6 +157,7 @@ def test_texts_that_are_only_tested_on_are_targets(texts: TextData, tmp_path: Pa
     comparison = mp.compare(methods, [texts], targets=[target], out=tmp_path, **PLAIN)
     by_target = {line.target: line.mean for line in comparison.lines}
     assert by_target["only tested"] == by_target[texts.name]
+    assert f"{texts.name}: only tested" in str(comparison)
 
 
 def test_targets_of_another_kind_are_refused_before_anything_is_computed(captions: CaptionData, tmp_path: Path) -> None:
