@@ -151,6 +151,8 @@ def _settle(settings: Any) -> None:
             _settle(value)
         elif isinstance(value, Path):
             object.__setattr__(settings, one.name, expanded(value))
+        elif isinstance(value, tuple) and any(isinstance(path, Path) for path in value):
+            object.__setattr__(settings, one.name, tuple(map(expanded, value)))
         elif isinstance(value, int) and abs(value) >= 2**63:
             raise bad_value(one.name, value, "a number below 2**63 was expected", "Give a smaller one.")
 
@@ -221,16 +223,17 @@ def saved_settings(arguments: Sequence[str]) -> dict[str, Any]:
 
     A run that is gone on with goes on in the folder of the run.json that is given.
     """
-    path = typed(arguments, "config")
-    if path is None:
+    given = typed(arguments, "config")
+    if given is None:
         return {}
     from mmprompt.training.recipe import LENGTHS
 
-    saved = read_settings(Path(path))
+    path = expanded(given)
+    saved = read_settings(path)
     length = [name for name in LENGTHS if typed(arguments, name) is not None]
     saved = {key: value for key, value in saved.items() if key not in LENGTHS or not (value is None or length)}
-    if Path(path).name == RUN and "--resume" in arguments:
-        saved["out"] = str(Path(path).parent)
+    if path.name == RUN and "--resume" in arguments:
+        saved["out"] = str(path.parent)
     return saved
 
 

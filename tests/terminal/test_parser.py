@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 import mmprompt
-from mmprompt.terminal.parser import in_options, parse, remember
+from mmprompt.terminal.parser import in_options, parse, remember, saved_settings
 
 
 @dataclass(frozen=True)
 class Inner:
     n_ctx: int = 4
     out: Path | None = None
+    prompts: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,11 @@ def test_a_setting_that_the_verb_has_is_said_as_its_option(text: str, said: str)
 
 def test_a_tilde_that_the_shell_left_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert parse(Outer, ["--out=~/run"], "mmprompt verb", "Does something.").inner.out == tmp_path / "run"
+    (tmp_path / "saved.yaml").write_text("words: the mood is\n")
+    arguments = ["--out=~/run", "--prompts=~/one", "--config=~/saved.yaml"]
+    read = parse(Outer, arguments, "mmprompt verb", "Does something.", saved=saved_settings(arguments))
+    assert (read.inner.out, read.inner.prompts) == (tmp_path / "run", (tmp_path / "one",))
+    assert read.words == "the mood is"
 
 
 def test_where_no_verb_runs_nothing_is_an_option() -> None:
