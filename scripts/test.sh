@@ -9,4 +9,4 @@ unset PYTHONDONTWRITEBYTECODE # hundreds of processes start in the tests: none h
 .venv/bin/ruff check .
 .venv/bin/mypy
 .venv/bin/lint-imports
-.venv/bin/python -m pytest -n 2 "$@"
+.venv/bin/python -m pytest -n 3 "$@" # on two cores: much waits for a process or a clock
