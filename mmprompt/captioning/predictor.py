@@ -365,14 +365,10 @@ def features_for(captioner: FrozenCaptioner, given: CaptionFeatures | None) -> C
     """Return the features that were given, or new ones; refuse those of a captioner that sees its images otherwise."""
     if given is None:
         return CaptionFeatures(captioner)
-    own = given.captioner
-    if (own.fingerprint, own.image_shape) != (captioner.fingerprint, captioner.image_shape):
-        is_of, is_for = (
-            f"{one.name} ({one.fingerprint[:12]}, {' x '.join(map(str, one.image_shape))})" for one in (own, captioner)
-        )
-        raise UserError(
-            f"the image features are of {is_of}, but the captioner is {is_for}. Give CaptionFeatures of the captioner."
-        )
+    given.refuse_other(captioner)
+    if given.captioner.image_shape != captioner.image_shape:  # as an mlp and a linear mapper of one pair have
+        own, other = (" x ".join(map(str, one.image_shape)) for one in (given.captioner, captioner))
+        raise bad_value("features", f"of {own} numbers an image", f"{other} were expected", "Leave `features` out.")
     return given
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import PIL
@@ -161,14 +161,14 @@ class ImageFeatures:
         self._load(images)
         return frozenset(path for path, view in images if (path, view) in self._rows)
 
-    def refuse_other(self, backbone: DualEncoder) -> None:
-        """Refuse to serve a classifier on a backbone with other weights or another transform."""
-        own = self.backbone
-        if (own.fingerprint, own.transform) != (backbone.fingerprint, backbone.transform):
-            raise UserError(
-                f"the image features are of {own.name} ({own.fingerprint[:12]}), but the classifier runs on "
-                f"{backbone.name} ({backbone.fingerprint[:12]}). Give ImageFeatures of the classifier's backbone."
-            )
+    def refuse_other(self, model: Any) -> None:
+        """Refuse to serve a predictor on a frozen model with other weights, another architecture or transform."""
+        for what in ("fingerprint", "architecture", "transform"):
+            if getattr(self.backbone, what) != getattr(model, what):
+                raise UserError(
+                    f"the image features are of {self.backbone.name}, but those of {model.name} were expected, and the "
+                    f"{what} differs. Give features of the same frozen model."
+                )
 
     def _gather(self, images: Sequence[Image]) -> Tensor:
         if not images:

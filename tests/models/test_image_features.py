@@ -207,10 +207,15 @@ def test_a_model_that_was_copied_has_the_rows_of_the_first(
 def test_features_of_another_backbone_are_refused(
     tiny_clip_backbone: DualEncoder, tiny_hf_clip_backbone: DualEncoder
 ) -> None:
+    features = ImageFeatures(tiny_clip_backbone)
     with pytest.raises(
-        UserError, match=r"the image features are of .* Give ImageFeatures of the classifier's backbone"
+        UserError, match=r"the image features are of .*, and the fingerprint differs\. Give features of"
     ):
-        ImageFeatures(tiny_clip_backbone).refuse_other(tiny_hf_clip_backbone)
+        features.refuse_other(tiny_hf_clip_backbone)
+    other_heads = copy.copy(tiny_clip_backbone)
+    other_heads.architecture = "0" * 64
+    with pytest.raises(UserError, match=r", and the architecture differs\. Give features of the same frozen model\."):
+        features.refuse_other(other_heads)
 
 
 def test_views_are_those_of_the_augmentation(tiny_clip_backbone: DualEncoder, paths: list[Path], folder: Path) -> None:

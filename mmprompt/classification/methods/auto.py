@@ -29,8 +29,8 @@ CANDIDATES: tuple[tuple[str, SolvedHead], ...] = (
     *(("linear-probe", LinearProbe(strength)) for strength in (1.0, 10.0, 100.0, 1000.0)),
     ("nearest-class-mean", NearestClassMean()),
 )
-"""By name; what each still chooses it chooses within the images it is fitted on. Where none can be held out the first is
-taken: of one image a class text-and-means makes more than text-probe on drawings (docs/measured.md)."""
+"""By name; what each still chooses it chooses within the images it is fitted on. The first is taken where none can be
+held out: of one image a class text-and-means makes more than text-probe on drawings (docs/measured.md)."""
 
 
 @dataclass(frozen=True)
