@@ -35,6 +35,8 @@ class Settings:
     """The run folder."""
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
     """What to look at, if not the data of the run."""
+    root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """What the data's images lie below, where that is not the place of the run's."""
     split: SplitName = "test"
     """Which part of it."""
     words: Annotated[Count, tyro.conf.arg(metavar="INT")] = 5
@@ -62,6 +64,10 @@ def run(arguments: Sequence[str], prog: str) -> None:
             problem = f"{settings.run} is a prompt for {header['kind']}"
             raise bad_value("calibrated", settings.calibrated, problem, "Leave it out.")
         check_folder(settings.calibrated, option="calibrated")
+        if settings.out is not None and settings.out.resolve() == settings.calibrated.resolve():
+            raise bad_value("calibrated", settings.calibrated, "the page goes there", "Give a folder of its own.")
+    if settings.root is not None and header["kind"] == "language":
+        raise bad_value("root", settings.root, "texts lie in their tables", "Leave it out.")
     if settings.out is not None:
         from mmprompt.reports.pages import missing_extra
 
@@ -70,11 +76,14 @@ def run(arguments: Sequence[str], prog: str) -> None:
         check_place(settings.out)
 
     from mmprompt.progress import ProgressDisplay
-    from mmprompt.reports.explanation import explain
+    from mmprompt.reports.explanation import data_of, explain
 
+    data = data_of(header["kind"], settings.run, header["training"], settings.data, settings.root)
+    if settings.calibrated is not None and not data.val:
+        raise UserError(f"{data.name} has no validation images to fit a temperature on. Give data with a val part.")
     with ProgressDisplay() as progress:
         what = (settings.split, settings.words, settings.to_words, progress.count, settings.device)
-        explanation = explain(settings.run, settings.data, settings.backbone, *what)
+        explanation = explain(settings.run, data, settings.backbone, *what)
         page = None if settings.out is None else explanation.save(settings.out)
     show(output, explanation, settings.to_words)
     if page is None:
@@ -84,7 +93,7 @@ def run(arguments: Sequence[str], prog: str) -> None:
         output.say(f"\nThe page: {page}")
     document: dict[str, Any] = explanation.to_dict() | {"page": None if page is None else str(page)}
     if settings.calibrated is not None:
-        document |= {"temperature": write_calibrated(settings, header)}
+        document |= {"temperature": write_calibrated(settings, header, data)}
         output.say(f"The prompt with its temperature, {document['temperature']:.3f}: {settings.calibrated}")
     output.document(document)
 
@@ -103,14 +112,12 @@ def show(output: Output, explanation: Explanation, has_words: bool) -> None:
             output.say(f"... and {len(rows) - MOST_ROWS} more.", "dim")
 
 
-def write_calibrated(settings: Settings, header: dict[str, Any]) -> float:
+def write_calibrated(settings: Settings, header: dict[str, Any], data: Any) -> float:
     """Write a copy of a classifier with the temperature of the validation images, and return it."""
     from mmprompt.classification.explanation import temperature_of
     from mmprompt.classification.forms import calibrated
     from mmprompt.core.file import load, save
-    from mmprompt.reports.explanation import data_of
 
-    data = data_of(header["kind"], settings.run, header["training"], settings.data)
     classifier = load(settings.run, settings.backbone, settings.device)
     if data.class_names != classifier.class_names:
         classifier = classifier.with_class_names(data.class_names)

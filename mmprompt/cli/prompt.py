@@ -219,6 +219,8 @@ def run_average(arguments: Sequence[str], prog: str) -> None:
     if settings.shares is not None:
         try:
             shares = [float(part) for part in settings.shares.split(",")]
+            if not all(map(math.isfinite, shares)):
+                raise ValueError
         except ValueError:
             expected = "numbers with commas between them were expected"
             raise bad_value("shares", repr(settings.shares), expected, "Use --shares 0.5,0.5.") from None

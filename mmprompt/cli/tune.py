@@ -14,7 +14,7 @@ from mmprompt.classification.cli.train import DATA
 from mmprompt.classification.methods import method_types
 from mmprompt.cli.compare import find_origin, given_values, merged_settings
 from mmprompt.cli.workers import WorkerSettings
-from mmprompt.errors import UserError
+from mmprompt.errors import UserError, bad_value
 from mmprompt.models.packaged import refuse_missing
 from mmprompt.progress import ProgressDisplay
 from mmprompt.terminal.output import Device, Json, Output, check_place, command_of, percent
@@ -78,6 +78,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
     search, workers = search_of(read, arguments, origin, seeds), read.workers.chosen()
     output = Output(given.json)
     check_place(given.out)
+    if given.storage is None and "?" in str(given.out):
+        raise bad_value("out", given.out, "the study in it has an address, where ? has a meaning", "Give another name.")
     storage = given.storage or f"sqlite:///{given.out / 'study.db'}"
 
     def begin() -> None:

@@ -96,8 +96,8 @@ def draw_shots(splits: Splits, shots: int, seed: int, rule: str = "coop", publis
     if rule == "jsonl":
         if published is None:
             raise UserError(
-                "protocol is jsonl, but published lists are read from the folder of a data set known by name, and "
-                "there is none. Use `protocol='coop'`."
+                "protocol is jsonl, but published lists are read from the folder of a published data set, and there "
+                "are none of this. Use `protocol='coop'`."
             )
         known = {item.path.relative_to(splits.root).as_posix(): item for item in (*splits.train, *splits.val)}
         train, val = (published / f"shot_{shots}-seed_{seed}_{part}.jsonl" for part in ("train", "val"))

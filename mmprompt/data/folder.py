@@ -36,7 +36,7 @@ def ImageFolder(  # noqa: N802  the name people know from torchvision
     seed: int = 1,
     template: str = "a photo of a {}.",
     augment: Literal["coop", "none"] = "coop",
-    rule: str = "coop",
+    protocol: str = "coop",
 ) -> Dataset:
     """Make a dataset of a folder of class folders, or of an `imagefolder` with metadata.
 
@@ -47,12 +47,14 @@ def ImageFolder(  # noqa: N802  the name people know from torchvision
         seed: of the draw of shots. The held-out test part does not depend on it.
         template: the hand-written prompt, with one `{}`.
         augment: `"coop"` (random crop and mirror) or `"none"`.
-        rule: how the shots are drawn: `"coop"`, `"clip-lora"` or `"tip-adapter"`.
+        protocol: how the shots are drawn: `"coop"`, `"clip-lora"` or `"tip-adapter"`.
     Raises:
         UserError: the folder is missing or empty, a class has no image or no name, or there is one class only.
     """
     splits = read_folder(root)
-    return draw_dataset(splits, splits.root.name, shots, seed, template, protocol="folder", augment=augment, rule=rule)
+    return draw_dataset(
+        splits, splits.root.name, shots, seed, template, protocol="folder", augment=augment, rule=protocol
+    )
 
 
 @checked
@@ -63,7 +65,7 @@ def ImageTable(  # noqa: N802  the sister of ImageFolder
     seed: int = 1,
     template: str = "a photo of a {}.",
     augment: Literal["coop", "none"] = "coop",
-    rule: str = "coop",
+    protocol: str = "coop",
 ) -> Dataset:
     """Make a dataset of a CSV or JSONL file with a row for each image, or of a split file.
 
@@ -74,7 +76,9 @@ def ImageTable(  # noqa: N802  the sister of ImageFolder
     """
     splits = read_table(path, root)
     refuse_missing(item for split in SPLITS for item in splits.items(split))
-    return draw_dataset(splits, Path(path).stem, shots, seed, template, protocol="folder", augment=augment, rule=rule)
+    return draw_dataset(
+        splits, Path(path).stem, shots, seed, template, protocol="folder", augment=augment, rule=protocol
+    )
 
 
 def read_folder(

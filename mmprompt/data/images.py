@@ -221,7 +221,7 @@ def _from_array(array: np.ndarray, kind: str, shapes: str) -> Image.Image:
 
 def _from_tensor(tensor: Tensor) -> Image.Image:
     shapes = "[H, W] or [1|3|4, H, W]"
-    if tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4):
+    if tensor.ndim == 3 and (tensor.shape[0] not in (1, 3, 4) or not tensor.numel()):
         raise UserError(
             f"an image tensor has the shape {list(tensor.shape)}, but one image is {shapes}. "
             "Use permute(2, 0, 1) if the channels come last."
@@ -267,7 +267,7 @@ def find_images(places: Sequence[Path]) -> list[tuple[str, Path]]:
     for place in places:
         if place.is_dir():
             for path in sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
-                if not is_visible(path, place):
+                if path.is_dir() or not is_visible(path, place):
                     continue
                 named[(path.relative_to(place) if len(places) == 1 else path).as_posix()] = path
         elif place.is_file():

@@ -41,7 +41,8 @@ def read_coop_split(
         raise bad_file(path, "is not one object of train, val and test", _ADVICE)
     inside = SafeRoot(images.resolve())
     raw_names: dict[int, str] = {}
-    train, val, test = (_items(content[split], inside, f"{path}, {split}", raw_names) for split in SPLITS)
+    novel = _novel(content.get(MADE_BY), path)
+    train, val, test = (_items(content[split], inside, f"{path}, {split}", raw_names, novel) for split in SPLITS)
     if sorted(raw_names) != list(range(len(raw_names))):
         raise bad_file(path, f"has labels that are not 0 to {len(raw_names) - 1} without a gap", _ADVICE)
     ordered = [raw_names[label] for label in range(len(raw_names))]
@@ -60,7 +61,17 @@ def read_coop_split(
     return Splits(inside.root, class_names, train, val, test, tuple(notes if shared else ()))
 
 
-def _items(records: Any, inside: SafeRoot, place: str, raw_names: dict[int, str]) -> tuple[Item, ...]:
+def _novel(made_by: Any, path: Path) -> frozenset[str]:
+    """Return the images that a file of ours says are novel, by their paths in it."""
+    novel = made_by.get("novel", []) if isinstance(made_by, dict) else []
+    if not isinstance(novel, list) or not all(isinstance(one, str) for one in novel):
+        raise bad_file(path, f"has no list of paths as novel in {MADE_BY}", "Make the split again.")
+    return frozenset(novel)
+
+
+def _items(
+    records: Any, inside: SafeRoot, place: str, raw_names: dict[int, str], novel: frozenset[str]
+) -> tuple[Item, ...]:
     """Return the images of one part, and note the name that it gives each label."""
     if not isinstance(records, list):
         raise UserError(f"{place}: is not a list. {_ADVICE}")
@@ -76,7 +87,7 @@ def _items(records: Any, inside: SafeRoot, place: str, raw_names: dict[int, str]
                 f"{place}, entry {index}: label {label} is {name!r} here, {raw_names[label]!r} before. {_ADVICE}"
             )
         try:
-            items.append(Item(inside.join(relative), label))
+            items.append(Item(inside.join(relative), label, relative in novel))
         except UserError as error:
             raise UserError(f"{place}, entry {index}: {error}") from None
     return tuple(items)
@@ -123,7 +134,10 @@ def write_split(path: Path, splits: Splits, made_by: dict[str, object]) -> None:
         raise bad_file(path, "is there already, and a split is never written over", "Give another `out`.")
     if not path.parent.is_dir():
         raise bad_file(path.parent, "is not a folder", "Give an `out` in a folder that is there.")
-    content: dict[str, object] = {MADE_BY: {"mmprompt": __version__, **made_by}}
+    all_items = [item for split in SPLITS for item in splits.items(split)]
+    novel = [item.path.relative_to(splits.root).as_posix() for item in all_items if item.novel]
+    told = {"novel": novel} if novel else {}  # CoOp's form has no place for it
+    content: dict[str, object] = {MADE_BY: {"mmprompt": __version__, **made_by, **told}}
     for split in SPLITS:
         content[split] = [
             [item.path.relative_to(splits.root).as_posix(), item.label, splits.class_names[item.label]]

@@ -61,7 +61,7 @@ def _files(folder: Path) -> list[tuple[Path, SplitName | None]]:
     for place in (folder, folder / "data", *sorted(path for path in folder.glob("*") if path.name in PARTS)):
         for file in sorted(path for path in place.glob("*") if path.suffix.lower() in SUFFIXES):
             name = file.name.partition(".")[0].partition("-")[0].lower()
-            found.append((file, PARTS.get(place.name if place.name in PARTS else name)))
+            found.append((file, PARTS.get(place.name if place.parent == folder and place.name in PARTS else name)))
     named = [pair for pair in found if pair[1] is not None] or found
     if not named:
         kinds = ", ".join(SUFFIXES)

@@ -14,6 +14,7 @@ from typing import Any
 from mmprompt.classification.task import ClassificationTask
 from mmprompt.core.fit import method_of, task_of
 from mmprompt.core.method import Method
+from mmprompt.data.catalog import dataset_names
 from mmprompt.data.splits import Dataset
 from mmprompt.errors import bad_value
 from mmprompt.experiments.compute import Bench, fill, plan, read_images
@@ -51,8 +52,8 @@ def compare(
         methods: by name a method, or the name of one, and the name of a frozen model, such as
             `{"coop": (CoOp(), "tiny")}`. The one named `zero-shot` is what gains are measured from; of texts the best
             of `instruction 1`, `instruction 2` and so on.
-        tasks: data sets of images or their names in the catalogue, captions of a focus, or rows of text; in a mapping,
-            by names of your own, also folders and tables of images.
+        tasks: data sets of images or their names in the catalogue, paths of folders and tables of images, captions of a
+            focus, or rows of text; in a mapping, by names of your own, a text is a path too.
         shots: training items a class, drawn of named data sets and of rows of text; None for all there are.
         seeds: of the draw and the start.
         out: a folder that keeps every cell as a run folder; several comparisons, and processes, may share it.
@@ -110,7 +111,12 @@ def origins_of(tasks: Sequence[Any] | Mapping[str, Any]) -> tuple[Origin, ...]:
     for name, data in tasks.items() if isinstance(tasks, Mapping) else [("", data) for data in tasks]:
         if isinstance(data, Origin):
             origins.append(data)
+        elif isinstance(data, Path):
+            origins.append(Origin(name or data.name, str(data)))
         elif isinstance(data, str):
+            if name not in ("", data) and data in dataset_names():
+                advice = f'Write {{"{data}": "{data}"}}.'
+                raise bad_value(f"data[{name!r}]", data, "a data set of the catalogue goes by its own name", advice)
             origins.append(Origin(name or data, None if data == (name or data) else data))
         else:
             task: Any = task_of(data)

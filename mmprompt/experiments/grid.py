@@ -119,8 +119,8 @@ class Origin:
         if self.data is None:
             return load_dataset(self.name, self.root, shots, seed, self.datasets_dir, self.rule)
         if Path(self.data).suffix.lower() in TABLES:
-            return ImageTable(self.data, self.root, shots, seed, rule=self.rule)
-        return ImageFolder(self.data, shots, seed, rule=self.rule)
+            return ImageTable(self.data, self.root, shots, seed, protocol=self.rule)
+        return ImageFolder(self.data, shots, seed, protocol=self.rule)
 
 
 @dataclass(frozen=True)

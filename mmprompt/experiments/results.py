@@ -123,10 +123,10 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def read_failure(folder: Path) -> str | None:
-    """Read why a cell failed; None where it did not."""
+    """Read why a cell failed; None where it did not, or was finished after all."""
     path = folder / FAILURE
     try:
-        return str(read_json(path)["error"]) if path.exists() else None
+        return str(read_json(path)["error"]) if path.exists() and not (folder / SCORES).exists() else None
     except (UserError, KeyError, TypeError):
         return f"{path} is damaged"
 

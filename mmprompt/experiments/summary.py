@@ -203,6 +203,7 @@ class Comparison:
             for other in self.lines
             if BASELINE.fullmatch(other.contender.name)
             and place == (other.source, other.target, other.contender.backbone)
+            and other.shots in (line.shots, 0)
         ]
         return None if line in found else max(found, key=lambda other: other.mean, default=None)
 
@@ -212,10 +213,10 @@ class Comparison:
         gains: list[Gain | None] = []
         for line in self.lines:
             other = self.baseline_beside(line)
-            if other is None:
+            if other is None or len(other.correct) not in (1, len(line.correct)):
                 gains.append(None)
                 continue
-            before = np.broadcast_to(other.correct[:1], line.correct.shape)
+            before = np.broadcast_to(other.correct, line.correct.shape)
             gains.append(Gain(line.mean - other.mean, paired_bootstrap(line.correct, before), other.contender.name))
         return tuple(gains)
 

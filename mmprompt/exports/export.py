@@ -116,7 +116,7 @@ def export(run: Any, to: str, path: Path | str | None = None, model: Any = None)
         run: a run folder, a predictor that `load` gave, or the result of a training.
         to: `"onnx"`, `"pt2"`, `"npy"`, `"open_clip"`, or `"peft"` of a language model.
         path: the folder to write, where an earlier export is replaced; by default one of the form's name in the run's.
-        model: the frozen model or its name; by default the one that the run names.
+        model: the frozen model or its name, for a run folder; by default the one that the run names.
     Returns:
         the folder. What is in it is said by its `export.json`: class names, input, output, how to use it.
     Raises:
@@ -129,6 +129,8 @@ def export(run: Any, to: str, path: Path | str | None = None, model: Any = None)
     predictor = getattr(run, "predictor", run)
     folder = run if isinstance(run, Path) else getattr(run, "folder", None)
     header = read_header(run) if isinstance(run, Path) else {}
+    if model is not None and not header:
+        raise bad_value("model", repr(model)[:60], "a run in memory has its own", "Leave it out.")
     form = form_of(to, header.get("kind", getattr(predictor, "kind", None)))
     if path is None and folder is None:
         raise bad_value("path", None, "this predictor has no run folder to write into", "Give a folder.")

@@ -164,6 +164,10 @@ def is_text(name: str) -> bool:
     path = expanded(name)
     if name in EMBEDDED or not path.exists() or not (path.is_dir() or path.suffix.lower() in SUFFIXES):
         return name in EMBEDDED
+    if path.is_dir() and any(
+        one.suffix.lower() in IMAGE_SUFFIXES for depth in ("*/*", "*/*/*") for one in path.glob(depth)
+    ):
+        return False
     try:
         first = next(read_records(path), None)
     except UserError:  # what reads images says what is wrong

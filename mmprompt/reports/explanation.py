@@ -170,13 +170,14 @@ class Explanation:
         return page
 
 
-def data_of(kind: str, folder: Path | None, training: Mapping[str, Any], data: Any) -> Any:
-    """Return the data given, that of a name or path, or what a run learned from, drawn as it was."""
+def data_of(kind: str, folder: Path | None, training: Mapping[str, Any], data: Any, root: Path | None = None) -> Any:
+    """Return the data given, that of a name or path with its images in `root`, or what a run learned from, as drawn."""
     if data is None and folder is None:
         raise bad_value("data", None, "a prompt in memory does not say what to look at", "Give `data`.")
     if data is not None and not isinstance(data, str | Path):
         return data
     place = {"data": str(data)} if folder is None or data is not None else place_of_data(folder, training)
+    place |= {} if root is None else {"root": str(root)}
     return importlib.import_module(f"mmprompt.{kind}.explanation").data_at(place, training)
 
 

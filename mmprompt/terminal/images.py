@@ -104,8 +104,8 @@ class Images(ImagePlace):
         if path is not None:
             template = self.template or DEFAULT_TEMPLATE
             if self.is_table:
-                return ImageTable(path, self.root, shots, seed, template, rule=rule)
-            return ImageFolder(path, shots, seed, template, rule=rule)
+                return ImageTable(path, self.root, shots, seed, template, protocol=rule)
+            return ImageFolder(path, shots, seed, template, protocol=rule)
         loaded = load_dataset(str(self.data), self.root, shots, seed, self.datasets_dir, rule)
         return loaded if self.template is None else replace(loaded, template=check_template(self.template))
 

@@ -177,6 +177,8 @@ CASES = {
     "an image for a checkpoint": "prompt convert text.jpg --from coop --backbone MODEL --classes a,b --out new",
     "no such code of a checkpoint": "prompt convert text.jpg --from copo --backbone MODEL --classes a,b --out new",
     "no prompt to inspect": "inspect empty",
+    "shares that are no numbers": "prompt average RUN RUN --shares nan,1 --out new",
+    "a study whose address ends early": "tune --data OWN --backbone MODEL --search lr --trials 1 --out what?",
     "a number of words below zero": "inspect RUN --words -1",
 }
 

@@ -50,6 +50,11 @@ REFUSED = {
     "a run that is there already": (["explain", "RUN", "--calibrated", "RUN"], "Give another --calibrated."),
     "a file for a folder": (["explain", "RUN", "--out", "RUN/run.json"], "is a file"),
     "no data of that name": (["explain", "RUN", "--data", "nothing"], "there is no data set"),
+    "a page in the place of a prompt": (
+        ["explain", "RUN", "--calibrated", "new", "--out", "new"],
+        "the page goes there",
+    ),
+    "a place of a set that is none": (["explain", "RUN", "--data", "caltech101", "--root", "."], "caltech-101"),
     "a strip into a run": (["prompt", "inspect", "RUN", "--strip", "RUN"], "Give another --strip."),
     "an inspection of nothing": (["prompt", "inspect", "nothing"], "nothing: is not there"),
 }

@@ -312,5 +312,5 @@ def test_a_missing_list_is_refused_and_not_drawn(tmp_path: Path) -> None:
 
 
 def test_a_set_without_published_lists_is_refused() -> None:
-    with pytest.raises(UserError, match="read from the folder of a data set known by name, and there is none"):
+    with pytest.raises(UserError, match="from the folder of a published data set, and there are none of this"):
         draw_shots(PUBLISHED, 1, 2, "jsonl")

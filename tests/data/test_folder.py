@@ -219,7 +219,7 @@ def test_a_link_inside_the_folder_is_followed(class_folder: Make) -> None:
 
 
 def test_another_protocol_draws_from_ones_own_pictures_too(class_folder: Make) -> None:
-    dataset = ImageFolder(class_folder({"cat": 9, "dog": 9}), shots=2, rule="clip-lora")
+    dataset = ImageFolder(class_folder({"cat": 9, "dog": 9}), shots=2, protocol="clip-lora")
     assert dataset.protocol == "clip-lora"
     assert (len(dataset.train), len(dataset.val)) == (4, 4)
 

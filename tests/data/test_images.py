@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmprompt.data.images import as_list, read_image
+from mmprompt.data.images import as_list, find_images, read_image
 from mmprompt.errors import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -273,6 +273,12 @@ def test_a_picture_without_pixels_is_refused() -> None:
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 2), (2, 4, 4, 3), (0, 4, 3)])
 def test_arrays_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     assert f"has the shape {list(shape)}, but one image is [H, W] or [H, W, 1|3|4]" in refusal(np.zeros(shape))
+
+
+def test_a_folder_that_is_named_like_an_image_is_none(tmp_path: Path) -> None:
+    (tmp_path / "one.png").mkdir()
+    (tmp_path / "one.png" / "two.png").touch()
+    assert [name for name, _ in find_images([tmp_path])] == ["one.png/two.png"]
 
 
 def test_a_tensor_with_channels_last_is_told_to_permute() -> None:

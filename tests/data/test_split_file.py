@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,19 @@ def test_a_written_split_reads_as_it_was(class_folder: Make) -> None:
     assert read_table(path) == divided
     assert ImageTable(path, shots=2).class_names == ("dog", "wild cat")
     assert json.loads(path.read_text())["made_by"]["seed"] == 1
+
+
+def test_what_is_novel_stays_so(class_folder: Make) -> None:
+    whole = read_folder(class_folder({"cat": 5, "dog": 5}), hold_out=False)
+    marked = tuple(replace(item, novel=item.path.stem.endswith("0")) for item in whole.train)
+    divided = divide(replace(whole, train=marked))
+    path = divided.root / "split.json"
+    write_split(path, divided, {"seed": 1})
+    assert read_table(path) == divided
+    assert sum(item.novel for split in SPLITS for item in divided.items(split)) == 2
+    path.write_text(path.read_text().replace('"novel": [', '"novel": [1, '))
+    with pytest.raises(UserError, match="has no list of paths as novel in made_by"):
+        read_table(path)
 
 
 def test_a_split_elsewhere_reads_with_its_root(tmp_path: Path, class_folder: Make) -> None:

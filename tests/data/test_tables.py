@@ -79,6 +79,14 @@ def test_a_folder_of_parts_is_read_with_what_each_is(tmp_path):
     assert set(data.train[0].fields) == {"text"}
 
 
+def test_the_name_of_a_folder_itself_says_no_part(tmp_path):
+    folder = tmp_path / "test"
+    for part in ("train", "test"):
+        write_csv(folder / f"{part}.csv", "text,label", [f"{part} {label},{label}" for label in ("bad", "good")])
+    data = load_texts(folder)
+    assert (len(data.train), len(data.val), len(data.test)) == (2, 0, 2)
+
+
 def test_a_card_says_what_columns_and_labels_of_others_are(tmp_path):
     write_csv(tmp_path / "stars.csv", "", [f"{n},{'12'[n % 2]},review {n}" for n in range(12)])
     (tmp_path / "stars.yaml").write_text(

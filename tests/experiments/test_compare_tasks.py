@@ -97,6 +97,8 @@ def test_images_lie_in_a_folder_or_are_at_hand(pictures: Path, tiny_open_clip_fo
     data = mp.ImageFolder(pictures, shots=1)
     by_place = mp.compare(methods, {data.name: str(pictures)}, out=tmp_path, **PLAIN)
     assert len(list(tmp_path.iterdir())) == 2
+    by_path = mp.compare(methods, [pictures], out=tmp_path, **PLAIN)
+    assert [line.values for line in by_path.lines] == [line.values for line in by_place.lines]
     at_hand = mp.compare(methods, [data], out=tmp_path, **PLAIN)
     assert len(list(tmp_path.iterdir())) == 2
     assert [line.values for line in by_place.lines] == [line.values for line in at_hand.lines]
@@ -188,6 +190,7 @@ def test_a_setting_of_steps_is_refused_where_none_are_taken(tmp_path: Path) -> N
         ("openart-left", (None,), "tasks is 'openart-left', but it must be a list or a mapping"),
         ([3], (None,), "data is of type int"),
         ([], (None,), "tasks is empty"),
+        ({"mine": "openart-left"}, (None,), "a data set of the catalogue goes by its own name"),
         ("at hand", (2,), "the shots of openart-left, which is at hand, were drawn before"),
         ("task", (None,), "data is of type ClassificationTask, but a comparison takes the data set itself"),
         (["openart-left"], (0,), "shots is 0, but it must be a whole number, 1 or more"),

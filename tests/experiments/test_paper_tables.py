@@ -181,6 +181,19 @@ def test_gains_are_over_zero_shot_and_not_over_a_method_whose_name_begins_so(car
     assert [gain and (gain.value, gain.over) for gain in gains] == [(0.5, "zero-shot")] * 2
 
 
+def test_a_baseline_that_learns_is_stood_beside_shot_for_shot_and_seed_for_seed(cards: str) -> None:
+    contenders = tuple(Contender(name, CoOp(2), "tiny") for name in ("zero-shot", "coop"))
+    grid = grid_of(cards, sources=(Origin("left", datasets_dir=cards),), contenders=contenders, shots=(1, 2))
+    scores = (0.25, 0.5, 0.5, 0.75)  # of each at 1 and 2 shots, two seeds
+    gains = filled(grid, [{"left": value} for value in (*scores, *scores)]).gains
+    assert [gain and (gain.value, gain.interval) for gain in gains] == [
+        None,
+        None,
+        (0.0, (0.0, 0.0)),
+        (0.0, (0.0, 0.0)),
+    ]
+
+
 def test_what_methods_cost_is_said_at_the_most_shots_however_they_were_named(cards: str) -> None:
     source, costs = Origin("left", datasets_dir=cards), {"file_bytes": 1000, "peak_bytes": 0}
     grid = grid_of(cards, sources=(source,), contenders=(Contender("coop", CoOp(4), "tiny"),), shots=(4, 1), seeds=(1,))

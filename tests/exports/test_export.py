@@ -221,6 +221,12 @@ def test_an_export_of_one_form_is_replaced_by_one_of_another(tiny_clip_backbone,
         assert {path.name for path in folder.iterdir()} == {"export.json", *FORMS[to].files}
 
 
+def test_a_run_in_memory_takes_no_other_model(tiny_clip_backbone, tmp_path):
+    with pytest.raises(mp.UserError, match=r"model is 'tiny', but a run in memory has its own\. Leave it out\."):
+        mp.export(learned("coop", tiny_clip_backbone), "npy", tmp_path / "new", model="tiny")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_missing_library_is_said_before_the_work(run_folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

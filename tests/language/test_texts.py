@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mmprompt.errors import UserError
-from mmprompt.language.data import TextData, TextRow, load_texts, sample_shots
+from mmprompt.language.data import TextData, TextRow, is_text, load_texts, sample_shots
 
 ROWS = [
     {"text": f"{label} {split} {i}", "label": label, "split": split}
@@ -266,6 +266,14 @@ def test_the_current_folder_is_data_by_its_own_name(tmp_path, monkeypatch):
     (folder / "inner").mkdir()
     monkeypatch.chdir(folder / "inner")
     assert load_texts("..") == data
+
+
+def test_a_folder_of_class_folders_is_no_text_whatever_tables_lie_beside_them(tmp_path):
+    (tmp_path / "classes.csv").write_text("text,label\na,b\n")
+    assert is_text(str(tmp_path))
+    (tmp_path / "red").mkdir()
+    (tmp_path / "red" / "one.png").touch()
+    assert not is_text(str(tmp_path))
 
 
 @pytest.mark.parametrize(
