@@ -59,12 +59,12 @@ def test_validation_images_are_not_looked_at(tiny_clip_backbone, data):
     np.testing.assert_array_equal(*(one.predictor.probabilities(images) for one in (without, beside)))
 
 
-def test_with_one_image_a_class_it_is_text_and_means_and_says_so(tiny_clip_backbone, data, caplog):
+def test_with_one_image_a_class_it_is_text_probe_and_says_so(tiny_clip_backbone, data, caplog):
     one_each = tuple({item.label: item for item in data.train}.values())
     few = replace(data, train=one_each, val=())
     result = fit(Auto(), tiny_clip_backbone, few)
-    assert "auto took text-and-means: a class has one image, so none could be held out to choose by." in caplog.messages
-    alone = fit("text-and-means", tiny_clip_backbone, few).predictor
+    assert "auto took text-probe: a class has one image, so none could be held out to choose by." in caplog.messages
+    alone = fit("text-probe", tiny_clip_backbone, few).predictor
     images = [item.path for item in data.test]
     np.testing.assert_array_equal(result.predictor.probabilities(images), alone.probabilities(images))
 
@@ -74,7 +74,7 @@ def test_of_equal_losses_the_higher_accuracy_wins(tiny_clip_backbone, data, monk
     monkeypatch.setattr(chooser, "CANDIDATES", CANDIDATES[:3])
     monkeypatch.setattr(chooser, "_score", lambda *_: next(scores))
     notices = fit("auto", tiny_clip_backbone, data).notices
-    assert "auto chose text-probe: log-loss 0.5 on images held out, next text-and-means 0.5." in notices
+    assert "auto chose text-and-means: log-loss 0.5 on images held out, next text-probe 0.5." in notices
 
 
 def test_the_run_says_what_was_chosen_and_holds_its_head(tiny_clip_backbone, data, tmp_path):

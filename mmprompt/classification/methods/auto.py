@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from mmprompt.classification.predictor import Classifier
 
 CANDIDATES: tuple[tuple[str, SolvedHead], ...] = (
-    ("text-and-means", TextAndMeans()),
     ("text-probe", TextProbe()),
+    ("text-and-means", TextAndMeans()),
     ("gda", GDA()),
     *(("linear-probe", LinearProbe(strength)) for strength in (1.0, 10.0, 100.0, 1000.0)),
     ("nearest-class-mean", NearestClassMean()),
 )
 """By name; what each still chooses it chooses within the images it is fitted on. The first is taken where none can be
-held out: of one image a class text-and-means makes more than text-probe on drawings (docs/measured.md)."""
+held out."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Auto(SolvedHead):
     """The head that suits the images best: text-probe, text-and-means, gda, linear-probe or nearest-class-mean.
 
     Each is fitted on folds of the training images and has the images left out to name; the lowest log-loss wins, of
-    equal ones the higher accuracy. Validation images are not read. With one image a class it is text-and-means. On an
-    image tower alone those that read no text are left, and with one image a class it is linear-probe.
+    equal ones the higher accuracy. Validation images are not read. With one image a class it is text-probe. On an image
+    tower alone those that read no text are left, and with one image a class it is linear-probe.
     """
 
     reads_text: ClassVar[bool] = False
