@@ -370,8 +370,9 @@ class ClassificationTask(Task[Classifier]):
         return {"data": self.facts, "class_names": list(self.class_names)}
 
     def notices(self, problem: ClassificationProblem, predictor: Classifier) -> list[str]:
-        """Say whether it fell behind zero-shot, and whether that is at chance; nothing of what reads no images."""
-        if not problem.method.needs_shots or not predictor.backbone.has_text:
+        """Say whether it fell behind zero-shot, and whether that is at chance; nothing of what reads no images or text."""
+        reads_text = predictor.backbone.has_text and getattr(predictor.prompt.head, "reads_text", True)
+        if not problem.method.needs_shots or not reads_text:
             return []
         return [*problem.noticed, *at_chance(problem, problem.n_items)]
 
