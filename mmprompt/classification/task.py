@@ -91,8 +91,7 @@ class ClassificationProblem:
         self._pixels: dict[tuple[int, int | None], Tensor] = {}
         self.teacher = method.teacher(self.backbone, classifier.class_names, template)
         self._cosine = Cosine(self.backbone.logit_scale, self.backbone.logit_bias)
-        paths = [image for image in images if isinstance(image, Path)]
-        if len(set(paths)) < len(paths) and any(part.meets_images_once for part in parts_of(method)):
+        if any(part.meets_images_once for part in parts_of(method)) and are_repeated(images):
             advice = "Draw the shots by another protocol, which repeats none."
             raise UserError(f"an image is there more than once, but what is learned must meet each once. {advice}")
         n_epochs = count_epochs(recipe, len(images), epochs_for(recipe, None))
@@ -222,6 +221,13 @@ class ClassificationProblem:
     def _augmented(self, index: int, view: int) -> Tensor:
         image = read_image(self.images[index])
         return self.backbone.normalize(augment_coop(image, self.backbone.image_size, self.seed, view, index))
+
+
+def are_repeated(images: Sequence[ImageLike]) -> bool:
+    """Return whether a file, or an object that holds an image, is there more than once."""
+    kept = list(images)  # what numpy makes of a row lives on, and is no other's
+    places = {Path(one).resolve() if isinstance(one, str | Path) else id(one) for one in kept}
+    return len(places) < len(kept)
 
 
 @dataclass
