@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 Count = Annotated[int, Ge(1)]
 """A whole number, 1 or more."""
+Width = Annotated[int, Ge(1), Le(16384)]
+"""How wide a layer is that a method makes, or the rank of a matrix: at most as wide as the widest models."""
 Share = Annotated[float, Ge(0), Le(1)]
 """A share or a probability."""
 

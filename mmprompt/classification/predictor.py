@@ -99,7 +99,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.prompt = prompt
         check_class_names(class_names)
-        self.class_names = tuple(class_names)
+        self.class_names = tuple(map(str, class_names))  # Python's own, not numpy's
         self._cosine = Cosine(backbone.logit_scale, backbone.logit_bias)
         self._slots: list[TextSlots] | None = None if class_features is not None else self._all_slots()
         self._cached = class_features

@@ -28,4 +28,6 @@ class SecondStage(Callback):
         for source in classifier.prompt.sources:
             source.requires_grad_(False)
         if not classifier.prompt.head.is_learned.any():
-            classifier.prompt.head.start_from(classifier.class_features())
+            with classifier.in_use():
+                class_features = classifier.class_features()
+            classifier.prompt.head.start_from(class_features)

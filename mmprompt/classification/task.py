@@ -91,8 +91,7 @@ class ClassificationProblem:
         self._pixels: dict[tuple[int, int | None], Tensor] = {}
         self.teacher = method.teacher(self.backbone, classifier.class_names, template)
         self._cosine = Cosine(self.backbone.logit_scale, self.backbone.logit_bias)
-        paths = [image for image in images if isinstance(image, Path)]
-        if len(set(paths)) < len(paths) and any(part.meets_images_once for part in parts_of(method)):
+        if any(part.meets_images_once for part in parts_of(method)) and are_repeated(images):
             advice = "Draw the shots by another protocol, which repeats none."
             raise UserError(f"an image is there more than once, but what is learned must meet each once. {advice}")
         n_epochs = count_epochs(recipe, len(images), epochs_for(recipe, None))
@@ -224,6 +223,13 @@ class ClassificationProblem:
         return self.backbone.normalize(augment_coop(image, self.backbone.image_size, self.seed, view, index))
 
 
+def are_repeated(images: Sequence[ImageLike]) -> bool:
+    """Return whether a file, or an object that holds an image, is there more than once."""
+    kept = list(images)  # what numpy makes of a row lives on, and is no other's
+    places = {Path(one).resolve() if isinstance(one, str | Path) else id(one) for one in kept}
+    return len(places) < len(kept)
+
+
 @dataclass
 class ClassificationTask(Task[Classifier]):
     """Labelled images to learn from; see `core.fit.Task`.
@@ -277,7 +283,7 @@ class ClassificationTask(Task[Classifier]):
         if len(labels) != len(self.images):
             raise bad_value("labels", len(labels), f"there are {len(self.images)} images", "Give one for each image.")
         for label in labels:
-            if self.class_names and not 0 <= label < len(self.class_names):
+            if label < 0 or 0 < len(self.class_names) <= label:
                 expected = f"there are {len(self.class_names)} class names, whose numbers begin at 0"
                 raise bad_value("label", label, expected, advice)
 
@@ -370,8 +376,9 @@ class ClassificationTask(Task[Classifier]):
         return {"data": self.facts, "class_names": list(self.class_names)}
 
     def notices(self, problem: ClassificationProblem, predictor: Classifier) -> list[str]:
-        """Say whether it fell behind zero-shot, and whether that is at chance; nothing of what reads no images."""
-        if not problem.method.needs_shots or not predictor.backbone.has_text:
+        """Say whether it fell behind zero-shot, or that is at chance; nothing of what reads no images or no text."""
+        reads_text = predictor.backbone.has_text and getattr(predictor.prompt.head, "reads_text", True)
+        if not problem.method.needs_shots or not reads_text:
             return []
         return [*problem.noticed, *at_chance(problem, problem.n_items)]
 
@@ -398,10 +405,12 @@ def evaluate(classifier: Classifier, items: Sequence[Item], features: ImageFeatu
         items: N images with labels in the order of `classifier.class_names`.
         features: shared features of image files; used where nothing learned is in the image tower.
     Raises:
-        UserError: there are no images, or one cannot be read.
+        UserError: there are no images, one cannot be read, or a label is of no class name.
     """
     if not items:
         raise UserError("there are no images to evaluate on. Give a split that holds some.")
+    if (least := min(item.label for item in items)) < 0:
+        raise bad_value("label", least, "the numbers of class names begin at 0", "Number the labels as the names are.")
     n_labels = 1 + max(item.label for item in items)
     if n_labels > len(classifier.class_names):
         known = f"the classifier has {len(classifier.class_names)} class names"

@@ -24,6 +24,8 @@ from mmprompt.version import __version__
 
 ENDLESS = {"serve", "studio"}
 """Verbs that wait for others, and may be silent."""
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says in a RuntimeError, where Python has its MemoryError."""
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -219,8 +221,9 @@ def explain(error: BaseException) -> tuple[str, int]:
             "interrupted. The same command goes on where it stopped; a training needs --resume for that.",
             INTERRUPTED,
         )
-    if isinstance(error, MemoryError):
-        return "memory ran out. Use a smaller --batch-size or fewer classes.", FAILED
+    if isinstance(error, MemoryError) or NO_MEMORY in str(error):
+        advice = "Use a smaller --batch-size, fewer classes, or less of what is learned, such as a smaller --rank."
+        return f"memory ran out. {advice}", FAILED
     if type(error).__name__ == "OutOfMemoryError":
         return "the accelerator's memory ran out. Use a smaller --batch-size, or --device cpu.", FAILED
     traceback.print_exception(error)

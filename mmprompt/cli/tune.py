@@ -64,7 +64,8 @@ class Settings:
 
 def run(arguments: Sequence[str], prog: str) -> None:
     """Search, and write the result."""
-    name = peek(arguments, "method") or Settings.method
+    named = peek(arguments, "method")
+    name = Settings.method if named is None else named
     settings = merged_settings(method_types(name))
     groups = {"run": Settings, "workers": WorkerSettings, "method": settings, "recipe": Recipe}
     form = make_dataclass("Tune", groups.items(), frozen=True)

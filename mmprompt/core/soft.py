@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from mmprompt.core.method import Combined, Method, Start, parts_of, refuse_same_settings
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.settings import Count
+from mmprompt.settings import Width
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class PrefixTuning(DecoderMethod):
     """Keys and values in each block, 1 or more; 10 for a language model, 4 for a captioner."""
     reparametrise: bool | None = None
     """Learn them through an MLP (section 4.3) or directly; by default through it for a language model alone."""
-    hidden: Count = 256
+    hidden: Width = 256
     """Width of the MLP."""
 
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=3e-4)
@@ -185,7 +185,7 @@ class WeightMethod(DecoderMethod, Protocol):
 class LoRA(WeightMethod):
     """Low-rank terms beside linear layers (Hu et al. 2022, "LoRA", section 4.1); prompt-tuning+lora learns both."""
 
-    rank: Count = 8
+    rank: Width = 8
     """Rank of each term."""
     alpha: Annotated[float, Gt(0)] = 16.0
     """The terms are scaled by alpha / rank."""

@@ -27,7 +27,7 @@ from mmprompt.core.soft import (
     WeightMethod,
 )
 from mmprompt.errors import UserError, bad_value, unknown_name
-from mmprompt.settings import Count, check_settings
+from mmprompt.settings import Count, Width, check_settings
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class PTuning(PromptTuning):
 
     encoder: Encoder = "mlp"
     """mlp, or lstm: a bidirectional LSTM over all vectors before the MLP."""
-    hidden: Count = 256
+    hidden: Width = 256
     """Width of the network."""
 
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=3e-3)
@@ -108,7 +108,7 @@ class DeepPrompts(PrefixTuning):
 class MultitaskPrompt(PromptTuning):
     """One prompt for several tasks and a matrix of low rank for each (Wang et al. 2023, "Multitask Prompt Tuning")."""
 
-    rank: Count = 1
+    rank: Width = 1
     """Rank of a task's matrix."""
 
     def prompt(self, backbone: Any, start: Start) -> Prompt:
@@ -164,7 +164,7 @@ class SoftVerbalizer(DecoderMethod):
 class Adapter(WeightMethod):
     """A network of one small hidden layer behind every block (Houlsby et al. 2019; one as Pfeiffer et al. 2021)."""
 
-    width: Count = 16
+    width: Width = 16
     """Width of the hidden layer."""
 
     recipe: ClassVar[Recipe] = replace(RECIPE, lr=2e-3)

@@ -112,7 +112,8 @@ class PromptPool:
         """
         features = text_features(self.model, joined_fields(self.prompts.values(), rows))
         cosines = F.normalize(features, dim=1) @ F.normalize(self.keys, dim=1).T
-        return (cosines / self.temperature).softmax(-1)
+        below_best = cosines - cosines.max(-1, keepdim=True).values  # 0 or less, so that no quotient is too large
+        return (below_best / max(self.temperature, torch.finfo(below_best.dtype).tiny)).softmax(-1)
 
     def route(self, rows: Sequence[TextRow]) -> tuple[list[str], Tensor]:
         """Return the name of the prompt that each of N rows is for, and the weights [N, K] of all; see `weights`."""

@@ -200,12 +200,29 @@ def test_evaluation_on_names_in_another_order_is_of_those_names(tiny_clip_backbo
 
 
 @pytest.mark.parametrize(
-    ("labels", "text"), [([0, 7], "label is 7, but there are 2 class names"), ([0], "labels is 1, but there are 2")]
+    ("names", "labels", "text"),
+    [
+        (["a", "b"], [0, 7], "label is 7, but there are 2 class names"),
+        (["a", "b"], [0], "labels is 1, but there are 2"),
+        ([], [0, -1], "label is -1, but there are 0 class names"),
+        (np.array(["a", "b"]), [0, -1], "label is -1, but there are 2 class names"),
+    ],
 )
-def test_labels_that_do_not_fit_are_refused(labels, text):
+def test_labels_that_do_not_fit_are_refused(names, labels, text):
     images = np.zeros((2, 8, 8, 3), np.uint8)
     with pytest.raises(UserError, match=text):
-        ClassificationTask("x", ["a", "b"], images, labels)
+        ClassificationTask("x", names, images, labels)
+
+
+def test_class_names_of_numpy_are_what_a_list_of_them_is(tiny_clip_backbone, tmp_path):
+    images, names = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8), ["a cat", "a dog"]
+    for folder, given in {"list": names, "array": np.array(names), "objects": np.array(names, dtype=object)}.items():
+        fit("text-probe", tiny_clip_backbone, ClassificationTask("x", given, images, [0, 1, 0, 1]), tmp_path / folder)
+    facts = [json.loads((tmp_path / folder / "prompt.json").read_text())["class_names"] for folder in ("list", "array")]
+    assert facts == [names, names]
+    assert type(zero_shot(tiny_clip_backbone, np.array(names)).predict(images[0]).label) is str
+    wanted = bytes_of(load(tmp_path / "list", tiny_clip_backbone))
+    assert bytes_of(load(tmp_path / "objects", tiny_clip_backbone)) == wanted
 
 
 def test_what_can_be_read_but_once_is_refused():
@@ -218,6 +235,12 @@ def test_what_can_be_read_but_once_is_refused():
 def test_evaluating_on_nothing_is_refused(tiny_clip_backbone, data):
     with pytest.raises(UserError, match="no images to evaluate on"):
         evaluate(zero_shot(tiny_clip_backbone, data.class_names), [])
+
+
+def test_evaluating_on_a_label_below_zero_is_refused(tiny_clip_backbone, data):
+    below = [replace(data.test[0], label=-1), data.test[1]]
+    with pytest.raises(UserError, match="label is -1, but the numbers of class names begin at 0"):
+        evaluate(zero_shot(tiny_clip_backbone, data.class_names), below)
 
 
 def test_run_folder_holds_all_that_is_needed_to_repeat(tiny_clip_backbone, data, tmp_path):

@@ -142,6 +142,16 @@ def test_names_at_chance_are_in_the_run(
     assert read_json(tmp_path / "run.json").get("notices", []) == list(result.notices)
 
 
+@pytest.mark.parametrize("name", ["linear-probe", "nearest-class-mean"])
+def test_names_at_chance_are_nothing_to_a_head_that_reads_none(
+    name: str, data: Dataset, tiny_clip_backbone: DualEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "FEWEST_IMAGES", 18)
+    monkeypatch.setattr(ZeroShotScore, "p_value", 1.0)
+    said = fit(name, tiny_clip_backbone, labelled(data, 1, tiny_clip_backbone)).notices
+    assert not any("zero-shot names" in notice for notice in said)
+
+
 def test_a_training_gone_astray_is_told_while_it_runs(data: Dataset, tiny_clip_backbone: DualEncoder) -> None:
     right, listening = labelled(data, 0, tiny_clip_backbone), Listening()
     settings: dict[str, Any] = {"epochs": 8, "progress": False, "warmup_epochs": 0, "callbacks": [listening]}

@@ -254,8 +254,8 @@ def test_two_teachers_that_differ_are_refused(tiny_clip_backbone: DualEncoder, t
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("clip-lora", {"rank": 0}, "rank is 0, but it must be a whole number, 1 or more"),
-        ("clip-lora", {"rank": 1.5}, "rank is 1.5, but it must be a whole number, 1 or more"),
+        ("clip-lora", {"rank": 0}, "rank is 0, but it must be a whole number from 1 to 16384"),
+        ("clip-lora", {"rank": 1.5}, "rank is 1.5, but it must be a whole number from 1 to 16384"),
         ("clip-lora", {"alpha": 0.0}, "alpha is 0.0, but"),
         ("clip-lora", {"lora_dropout": 1.0}, "lora_dropout is 1.0, but"),
         ("clip-lora", {"lora_towers": "image"}, "no lora_towers named 'image'"),

@@ -128,7 +128,14 @@ def test_what_cannot_be_is_refused_before_a_run_begins(
 
 
 def test_a_draw_that_repeats_images_is_refused(tiny_clip_backbone: DualEncoder, picture_folder: Path) -> None:
-    image = next(picture_folder.rglob("*.png"))
-    task = ClassificationTask("twice", NAMES, [image, image, image], [0, 1, 2])
-    with pytest.raises(UserError, match="an image is there more than once"):
-        fit(CoOp(n_ctx=2) + DPSGD(), tiny_clip_backbone, task, **QUICK)
+    image, array = next(picture_folder.rglob("*.png")), np.zeros((32, 32, 3), np.uint8)
+    again = image.parent / ".." / image.parent.name / image.name
+    for images in ([image, image], [str(image), str(image)], [image, str(again)], [array, array]):
+        task = ClassificationTask("twice", NAMES, images, [0, 1])
+        with pytest.raises(UserError, match="an image is there more than once"):
+            fit(CoOp(n_ctx=2) + DPSGD(), tiny_clip_backbone, task, **QUICK)
+
+
+def test_rows_of_one_array_are_images_of_their_own(tiny_clip_backbone: DualEncoder) -> None:
+    task = ClassificationTask("rows", NAMES, np.zeros((6, 32, 32, 3), np.uint8), LABELS, augment="none")
+    assert len(fit(CoOp(n_ctx=2) + DPSGD(), tiny_clip_backbone, task, **QUICK).history) == 3

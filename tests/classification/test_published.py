@@ -681,6 +681,17 @@ def test_the_verb_writes_a_folder_that_predicts(
     assert "already holds a finished run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["~/names.txt", "~/names of cat,dog.txt"])
+def test_class_names_are_read_from_a_file_below_the_home_folder_and_with_a_comma_in_its_name(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path(given).expanduser().write_text("cat\nred car\n")
+    assert cli.names_in(given) == ["cat", "red car"]
+    assert cli.names_in("cat, red car") == ["cat", "red car"]
+    assert cli.names_in("cat," * 2000) == ["cat"] * 2000
+
+
 def test_one_class_name_that_is_no_file_is_refused(
     tmp_path: Path, tiny_open_clip_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

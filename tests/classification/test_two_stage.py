@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mmprompt as mp
-from mmprompt.classification.methods import CoCoOp, CoOp, GaussianAverage, PromptSRC, TwoStage
+from mmprompt.classification.methods import CLIPLoRA, CoCoOp, CoOp, GaussianAverage, PromptSRC, TwoStage
 from mmprompt.core.heads import TextStarted
 from mmprompt.data.images import read_image
 from mmprompt.data.splits import Dataset
@@ -90,6 +90,17 @@ class Watch(Callback):
         self.sums.append((norms, float(prompt.head.weight.abs().sum())))
 
 
+class Start(Callback):
+    """The classifier before its first step."""
+
+    start: Tensor | None = None
+
+    def on_epoch_begin(self, run: Run, epoch: int) -> None:
+        head = run.problem.classifier.prompt.head  # type: ignore[attr-defined]
+        if self.start is None and head.is_learned.any():
+            self.start = head.weight.detach().clone()
+
+
 def test_only_norms_learn_in_the_first_stage_and_only_the_classifier_in_the_second(
     tiny_clip_backbone: FrozenDualEncoder, data: Dataset
 ) -> None:
@@ -100,6 +111,15 @@ def test_only_norms_learn_in_the_first_stage_and_only_the_classifier_in_the_seco
     assert len(set(norms[5:])) == 1
     assert set(classifier[:5]) == {0.0}  # the second stage starts after the sixth step
     assert len(set(classifier[5:])) == 5
+
+
+def test_the_classifier_starts_from_the_text_without_dropout(
+    tiny_clip_backbone: FrozenDualEncoder, data: Dataset
+) -> None:
+    method = TwoStage() + CLIPLoRA(lora_dropout=0.9)
+    watch = Start()
+    found = mp.fit(method, tiny_clip_backbone, data, recipe=RECIPE, callbacks=[watch], progress=False).predictor
+    torch.testing.assert_close(watch.start, found.class_features())
 
 
 def test_another_share_moves_the_second_stage(tiny_clip_backbone: FrozenDualEncoder, data: Dataset) -> None:

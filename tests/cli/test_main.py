@@ -66,12 +66,19 @@ def test_help_says_a_default_where_there_is_one(capsys: Capture) -> None:
     assert re.search(r"--n-ctx INT +Number of context vectors.*?\(default: +4\) +--ctx-init STR +Words", shown)
 
 
+OUT_OF_MEMORY = (
+    "mmprompt: error: memory ran out. Use a smaller --batch-size, fewer classes, or less of what is learned, such as a "
+    "smaller --rank.\n"
+)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
         (UserError("a is b. Do c."), 2, "mmprompt: error: a is b. Do c.\n"),
         (RunFailed("the loss became nan. Try less."), 1, "mmprompt: error: the loss became nan. Try less.\n"),
-        (MemoryError(), 1, "mmprompt: error: memory ran out. Use a smaller --batch-size or fewer classes.\n"),
+        (MemoryError(), 1, OUT_OF_MEMORY),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: of 8 bytes"), 1, OUT_OF_MEMORY),
     ],
 )
 def test_how_it_ends_decides_the_exit_code(

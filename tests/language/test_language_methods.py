@@ -217,7 +217,7 @@ def test_words_that_a_template_does_not_hold_are_refused() -> None:
         (
             PTuning,
             {"hidden": 0},
-            "hidden is 0, but it must be a whole number, 1 or more. Leave `hidden` out for the default.",
+            "hidden is 0, but it must be a whole number from 1 to 16384. Leave `hidden` out for the default.",
         ),
         (
             PrefixTuning,
@@ -232,12 +232,12 @@ def test_words_that_a_template_does_not_hold_are_refused() -> None:
         (
             PrefixTuning,
             {"hidden": 0},
-            "hidden is 0, but it must be a whole number, 1 or more. Leave `hidden` out for the default.",
+            "hidden is 0, but it must be a whole number from 1 to 16384. Leave `hidden` out for the default.",
         ),
         (
             MultitaskPrompt,
             {"rank": 0},
-            "rank is 0, but it must be a whole number, 1 or more. Leave `rank` out for the default.",
+            "rank is 0, but it must be a whole number from 1 to 16384. Leave `rank` out for the default.",
         ),
         (
             MultitaskPrompt,

@@ -187,8 +187,9 @@ def test_mixed_vectors_are_those_of_each_row_alone(kind: str, shape: Mapping[str
         assert generate_texts(plain, [row], Generation(max_tokens=4)) == [text]
 
 
-def test_weights_of_one_leave_one_prompt() -> None:
-    pool = pool_of(temperature=1e-5)
+@pytest.mark.parametrize("temperature", [1e-5, 1e-42, 1e-60])
+def test_weights_of_one_leave_one_prompt(temperature: float) -> None:
+    pool = pool_of(temperature=temperature)
     names = pool.route(ROWS)[0]
     for how in ("outputs", "vectors"):
         for found, expected in zip(pool.classify(ROWS, how), pool.classify(ROWS), strict=True):  # type: ignore[arg-type]

@@ -280,7 +280,7 @@ START = mp.Start(torch.Generator(), mp.Template.parse("{text}{answer}"))
     [
         (
             lambda: LoRA(rank=0),
-            "rank is 0, but it must be a whole number, 1 or more. Leave `rank` out for the default.",
+            "rank is 0, but it must be a whole number from 1 to 16384. Leave `rank` out for the default.",
         ),
         (lambda: LoRA(alpha=0), "alpha is 0, but it must be a number, above 0. Leave `alpha` out for the default."),
         (
@@ -290,7 +290,7 @@ START = mp.Start(torch.Generator(), mp.Template.parse("{text}{answer}"))
         (lambda: LoRA(targets=()), "targets is empty, but at least one layer is adapted. Use `targets=('all',)`."),
         (
             lambda: Adapter(width=0),
-            "width is 0, but it must be a whole number, 1 or more. Leave `width` out for the default.",
+            "width is 0, but it must be a whole number from 1 to 16384. Leave `width` out for the default.",
         ),
         (
             lambda: LanguageTask(DATA).predictor(LoRA(targets=("q_prj",)), model_of("llama"), 1),

@@ -111,6 +111,14 @@ def test_bytes_and_letters_that_are_no_text_are_refused_in_one_line(monkeypatch,
     assert "standard input, line 3: is not valid JSON, as the first line is." in refusal(["--input", "-"], capsys)
 
 
+def test_a_task_that_is_null_is_none_and_leaves_the_one_of_the_option(tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"text": "a rose and", "task": null}\n')
+    (answer,) = written(["--input", str(tmp_path / "in.jsonl")], capsys)
+    assert "task" not in answer
+    (record,) = verb.read_input([str(tmp_path / "in.jsonl")])
+    assert verb.row_of(record, ["text"], "colours").task == "colours"
+
+
 def test_several_prompts_answer_every_row_or_each_its_own(runs, tmp_path, capsys):
     both = ["--prompt", *map(str, runs), "--as-text"]
     alone = {

@@ -73,7 +73,7 @@ def test_its_terms_are_written_for_peft(both: Path, tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "lora", "--rank", "0"], "rank is 0, but it must be a whole number, 1 or more."),
+        (["--method", "lora", "--rank", "0"], "rank is 0, but it must be a whole number from 1 to 16384."),
         (
             ["--method", "lora", "--targets", "q_pro"],
             "there is no linear layer of tiny named 'q_pro'. Did you mean 'q_pro",

@@ -167,7 +167,8 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
 def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, Method | None]:
     """Read a command line of `caption train`, whose options depend on the method; None for `auto` and for a mapper."""
     is_embedded = (peek(arguments, "data") or DEFAULT_SET) in EMBEDDED
-    name = peek(arguments, "method") or ("prompt-tuning" if is_embedded else AUTO)
+    named = peek(arguments, "method")
+    name = named if named is not None else "prompt-tuning" if is_embedded else AUTO
     names = (*METHODS, BOTH, AUTO, MAPPER, MAPPER_AND_SOFT)
     if name not in names:
         raise unknown_name("method", name, names)

@@ -12,6 +12,7 @@ import tyro
 
 from mmprompt.errors import bad_file, bad_value
 from mmprompt.files import read_text, sha256_file
+from mmprompt.settings import expanded, is_there
 from mmprompt.terminal.output import Json, Output, check_folder
 from mmprompt.terminal.parser import parse
 
@@ -84,9 +85,8 @@ def run(arguments: Sequence[str], prog: str) -> None:
 
 def names_in(given: str) -> list[str]:
     """Return class names from a file of one a line, or as they are given, parted by commas."""
-    if "," not in given:
-        path = Path(given)
-        if not path.is_file():
-            raise bad_value("classes", repr(given), "it is neither a file nor names", "Give a file, or cat,dog.")
+    if is_there(given) and (path := expanded(given)).is_file():
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if "," not in given:
+        raise bad_value("classes", repr(given), "it is neither a file nor names", "Give a file, or cat,dog.")
     return [part.strip() for part in given.split(",") if part.strip()]

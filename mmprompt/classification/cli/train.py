@@ -134,7 +134,7 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
         saved = {key: value for key, value in saved.items() if key not in {"root", "template"}}
     named = peek(arguments, "method")
     default = default_method(peek(arguments, "backbone") or Settings.backbone)
-    name = named or default.method
+    name = default.method if named is None else named
     names = [part.strip().replace("-", "_") for part in name.split("+")]
     kinds = dict(zip(names, method_types(name), strict=True))
     groups: dict[str, Any] = {"run": Settings, "images": Images, **kinds, "recipe": Recipe}
@@ -147,7 +147,7 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     method = make_method(name, settings)
     refuse_idle_recipe(typed_recipe(arguments), {name: method})
     recipe = read.recipe if method.is_trained else Recipe()
-    return Call(read.run, images, recipe, method, "" if named else default.reason)
+    return Call(read.run, images, recipe, method, default.reason if named is None else "")
 
 
 def first_values(arguments: Sequence[str], groups: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class ProGrad(CoOp):
         """Make vectors [M, D] that end in the words of the template, or in those of `ctx_init`; or a saved context."""
         import torch.nn.functional as F
 
-        from mmprompt.classification.template import ClassTemplate
+        from mmprompt.classification.template import ClassTemplate, check_room
 
         if self.ctx_init is not None and names_folder(self.ctx_init):
             return super().start_vectors(backbone, start)
@@ -159,6 +159,7 @@ class ProGrad(CoOp):
         if n_ctx < len(values):
             expected = f"the words {words!r} are {len(values)} tokens"
             raise bad_value("n_ctx", n_ctx, expected, f"Use `n_ctx={len(values)}` or more.")
+        check_room(n_ctx, backbone)
         return F.pad(values, (0, 0, n_ctx - len(values), 0))
 
     def teacher(self, backbone: DualEncoder, class_names: Sequence[str], template: str) -> Tensor:

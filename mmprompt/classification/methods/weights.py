@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt
 from mmprompt.classification.methods.base import PromptMethod, block_places, need_text, tower_shapes, towers_of
 from mmprompt.core.method import Method, Start, leading, parts_of
 from mmprompt.errors import UserError
-from mmprompt.settings import Count
+from mmprompt.settings import Width
 from mmprompt.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class CLIPLoRA(PromptMethod):
     vectors, such as `coop+clip-lora`, both learn together, by the recipe of the first.
     """
 
-    rank: Count = 2
+    rank: Width = 2
     """Rank of each term, 1 or more."""
     alpha: Annotated[float, Gt(0)] = 1.0
     """Scale of the terms, before it is divided by the root of the rank."""
@@ -75,7 +75,7 @@ class Adapters(PromptMethod):
     published, so this is that of CLIP-LoRA.
     """
 
-    adapter_width: Count = 8
+    adapter_width: Width = 8
     """Width of each network, 1 or more."""
     adapter_places: Literal["both", "attention", "mlp"] = "both"
     """Behind which part of each block they stand."""

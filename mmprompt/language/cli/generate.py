@@ -268,7 +268,8 @@ def row_of(record: Record, fields: Sequence[str], task: str) -> TextRow:
             has = ", ".join(map(repr, values))
             problem = f"has no text {name!r}, a field of the template" + ("" if name in values else f"; it has {has}")
             raise bad_file(record.file, problem, "Write it in every row.", record.line)
-    return TextRow({name: values[name] for name in fields}, task=str(values.get("task", task)))
+    own = values.get("task")
+    return TextRow({name: values[name] for name in fields}, task=task if own is None else str(own))
 
 
 def typed_row(given: Sequence[str], fields: Sequence[str], task: str) -> TextRow:

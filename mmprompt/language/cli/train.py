@@ -114,7 +114,8 @@ def joined(methods: Sequence[DecoderMethod]) -> DecoderMethod:
 
 def read_call(arguments: Sequence[str], prog: str) -> Call:
     """Read a command line of `llm train`, whose options depend on the method."""
-    name = peek(arguments, "method") or Settings.method
+    named = peek(arguments, "method")
+    name = Settings.method if named is None else named
     kinds = method_types(name)
     own = {part.strip().replace("-", "_"): kind for part, kind in zip(name.split("+"), kinds, strict=True)}
     starts = {"start": PromptInit} if any(issubclass(kind, STARTING) for kind in kinds) else {}
@@ -177,7 +178,8 @@ class SearchSettings:
 
 def run_search(arguments: Sequence[str], prog: str) -> None:
     """Search words and show them."""
-    name = peek(arguments, "search") or SearchSettings.search
+    named = peek(arguments, "search")
+    name = SearchSettings.search if named is None else named
     if name not in SEARCHES:
         raise unknown_name("search", name, SEARCHES)
     search = SEARCHES[name]

@@ -118,7 +118,7 @@ def _read(body: str) -> dict[str, Any]:
 
 def _piece(said: Mapping[str, Any], shared: dict[str, str], notes: list[str]) -> str:
     """Write a text, a field, vectors or the answer as our templates do."""
-    kind = next((key for key in PLACES if key in said), None)
+    kind = next((key for key in PLACES if key in said), "soft" if said.get("soft_id") is not None else None)
     if kind not in ("placeholder", "meta") and said.get("post_processing") is not None:
         raise _refusal(f"{kind} has a post_processing, but a field alone is changed")
     if kind == "mask":
@@ -145,20 +145,20 @@ def _piece(said: Mapping[str, Any], shared: dict[str, str], notes: list[str]) ->
 
 
 def _soft(said: Mapping[str, Any], shared: dict[str, str]) -> str:
-    words, n_vectors, number = said["soft"], said.get("duplicate", 1), said.get("soft_id")
+    words, n_vectors, number = said.get("soft"), said.get("duplicate", 1), said.get("soft_id")
     if not holds(n_vectors, Count) or n_vectors > MAX_VECTORS:
         raise _refusal(f"duplicate is {n_vectors!r}, but a whole number from 1 to {MAX_VECTORS} was expected")
-    if said.get("same") and n_vectors > 1:
-        name = f"same{len(shared) + 1}"
-        shared[name] = name
-        return " ".join([f"{{soft*1:{name}}}", *[f"{{soft:{name}}}"] * (n_vectors - 1)])
-    if number is not None and str(number) in shared:
-        return f"{{soft:{shared[str(number)]}}}"
-    name = ""
-    if number is not None:
-        shared[str(number)] = f"id{number}"
-        name = f":id{number}"
-    return f'{{soft:"{words}"{name}}}' if words else f"{{soft*{n_vectors}{name}}}"
+    is_same = not words and bool(said.get("same")) and n_vectors > 1
+    name = f"id{number}" if number is not None else f"same{len(shared) + 1}" if is_same else ""
+    if name in shared:
+        return shared[name]
+    again = [f"{{soft:{name}}}"] * (n_vectors if is_same else 1)
+    if name:
+        shared[name] = " ".join(again)
+    named = f":{name}" if name else ""
+    if is_same:
+        return " ".join([f"{{soft*1{named}}}", *again[1:]])
+    return f'{{soft:"{words}"{named}}}' if words else f"{{soft*{n_vectors}{named}}}"
 
 
 def _changed(code: Any) -> tuple[str, str, str | None]:

@@ -180,7 +180,7 @@ def calibrate(log_probs: Tensor, content_free_masses: Tensor) -> Tensor:
 def ensemble(log_probs: Sequence[Tensor], weights: Sequence[float] | None = None, how: Ensemble = "mean-log") -> Tensor:
     """Join what several templates say of the same rows, [N, C] log-probabilities of each: the same of all together.
 
-    Weights are 0 or more and not all 0, equal by default. It is the mean of log-probabilities ("mean-log"), of
+    Weights are 0 or more, finite and not all 0, equal by default. It is the mean of log-probabilities ("mean-log"), of
     probabilities ("mean-prob"), or the share of templates whose first choice a label is ("vote"; equal shares are
     parted by the mean probability).
     """
@@ -189,11 +189,12 @@ def ensemble(log_probs: Sequence[Tensor], weights: Sequence[float] | None = None
     if not log_probs:
         raise UserError("there are no templates to join, but one at least is needed. Give one.")
     given = [1.0] * len(log_probs) if weights is None else list(weights)
-    if len(given) != len(log_probs) or min(given) < 0 or sum(given) <= 0:
-        expected = f"{len(log_probs)} of 0 or more are needed, not all 0"
+    if len(given) != len(log_probs) or min(given) < 0 or not 0 < sum(given) < math.inf:
+        expected = f"{len(log_probs)} of 0 or more are needed, finite and not all 0"
         raise bad_value("weights", given, expected, "Give one for each template.")
     stacked = torch.stack([some.log_softmax(-1) for some in log_probs])  # [K, N, C]
-    log_shares = (torch.tensor(given, dtype=stacked.dtype, device=stacked.device) / sum(given)).log()[:, None, None]
+    shares = torch.tensor(given, dtype=stacked.dtype, device=stacked.device) / sum(given)
+    stacked, log_shares = stacked[shares > 0], shares[shares > 0].log()[:, None, None]
     if how == "mean-log":
         return (log_shares.exp() * stacked).sum(0).log_softmax(-1)
     mean = (log_shares + stacked).logsumexp(0)

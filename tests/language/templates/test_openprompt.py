@@ -30,6 +30,13 @@ from mmprompt.language.templates.template import Template
         ),
         ('{"soft": None, "soft_id": 1} {"soft": None, "soft_id": 1} {"mask"}', "{soft*1:id1} {soft:id1} {answer}"),
         ('{"soft": None, "duplicate": 2, "same": True} {"mask"}', "{soft*1:same1} {soft:same1} {answer}"),
+        ('{"soft": "It was", "duplicate": 3, "same": True} {"mask"}', '{soft:"It was"} {answer}'),
+        (
+            '{"soft": None, "duplicate": 2, "same": True, "soft_id": 1} {"mask"} {"soft": "by", "soft_id": 1}',
+            "{soft*1:id1} {soft:id1} {answer} {soft:id1} {soft:id1}",
+        ),
+        ('{"soft": None, "soft_id": 1} {"soft_id": 1} {"mask"}', "{soft*1:id1} {soft:id1} {answer}"),
+        ('{"soft_id": 2} {"mask"}', "{soft*1:id2} {answer}"),
         ('{"placeholder": "a"} {"text": "\\nA {x}:"} {"mask"}', "{a:cut} \nA {{x}}: {answer}"),
     ],
 )
@@ -93,6 +100,7 @@ def test_a_list_that_is_joined_is_said_to_be_the_datas_to_join() -> None:
         ('{"soft": "He said \\"x\\""} {"mask"}', "is no soft slot. Write {soft}"),
         ('{"soft": None, "soft_id": "a b"} {"mask"}', "{soft*1:ida b} is no soft slot"),
         ('{"placeholder": ["text_a"]} {"mask"}', "'placeholder' is ['text_a'], but a text was expected"),
+        ('{"soft_id"} {"mask"}', "['soft_id'] name no place"),
         ('{"placeholder"} {"mask"}', "'placeholder' is None, but a text was expected"),
         ('{"text"} {"mask"}', "'text' is None, but a text was expected"),
         ('{"meta": "answer"} {"mask"}', "its field 'answer' has a name that means something else here"),

@@ -131,6 +131,12 @@ def test_a_vote_of_certain_templates_stays_finite() -> None:
     assert bool(ensemble([sure, sure], how="mean-prob").isfinite().all())
 
 
+@pytest.mark.parametrize("how", ["mean-log", "mean-prob", "vote"])
+def test_a_certain_template_of_weight_0_counts_for_nothing(how: Any) -> None:
+    certain = torch.tensor([[0.0, -math.inf, -math.inf]], dtype=torch.float64)
+    assert torch.equal(ensemble([FIRST, certain], [2.0, 0.0], how), ensemble([FIRST], [2.0], how))
+
+
 @pytest.mark.parametrize(
     ("words", "options", "message"),
     [
@@ -165,11 +171,19 @@ def test_a_bad_file_is_refused() -> None:
         (lambda: ensemble([]), "there are no templates to join, but one at least is needed. Give one."),
         (
             lambda: ensemble([FIRST], [1.0, 2.0]),
-            "weights is [1.0, 2.0], but 1 of 0 or more are needed, not all 0. Give one for each template.",
+            "weights is [1.0, 2.0], but 1 of 0 or more are needed, finite and not all 0. Give one for each template.",
         ),
         (
             lambda: ensemble([FIRST], [0.0]),
-            "weights is [0.0], but 1 of 0 or more are needed, not all 0. Give one for each template.",
+            "weights is [0.0], but 1 of 0 or more are needed, finite and not all 0. Give one for each template.",
+        ),
+        (
+            lambda: ensemble([FIRST, SECOND], [1.0, math.nan]),
+            "weights is [1.0, nan], but 2 of 0 or more are needed, finite and not all 0. Give one for each template.",
+        ),
+        (
+            lambda: ensemble([FIRST], [math.inf]),
+            "weights is [inf], but 1 of 0 or more are needed, finite and not all 0. Give one for each template.",
         ),
         (
             lambda: ensemble([FIRST], how="votes"),  # type: ignore[arg-type]
