@@ -145,10 +145,10 @@ def test_fewer_than_two_classes_are_refused(names, message, tiny_clip_backbone, 
 
 def test_features_of_another_backbone_are_refused(tiny_clip_backbone, tiny_hf_clip_backbone, data, tmp_path):
     others = ImageFeatures(tiny_hf_clip_backbone)
-    with pytest.raises(UserError, match="Give ImageFeatures of the classifier's backbone"):
+    with pytest.raises(UserError, match="Give features of the same frozen model"):
         fit(mp.CoOp(n_ctx=2), tiny_clip_backbone, data.task(others), tmp_path / "run", FAST)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="Give ImageFeatures of the classifier's backbone"):
+    with pytest.raises(UserError, match="Give features of the same frozen model"):
         evaluate(zero_shot(tiny_clip_backbone, data.class_names), data.test, others)
 
 
