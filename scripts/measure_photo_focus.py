@@ -58,7 +58,7 @@ class StandIns(CaptionFeatures):
     """Features of scenes by the things that their first captions name, in place of those of images."""
 
     def __init__(self, scenes: Scenes, backbone: DualEncoder, captioner: FrozenCaptioner) -> None:
-        self.captioner = captioner
+        super().__init__(captioner, store=None)
         named = [sorted(set(nouns(item.of(None)[0]))) for item in scenes.items]
         things = sorted({thing for some in named for thing in some})
         texts = [backbone.tokenize(f"a photo of a {thing}.") for thing in things]
