@@ -244,8 +244,7 @@ def read_call(arguments: Sequence[str], prog: str, description: str, defaults: M
         raise UserError(f"--{name.replace('_', '-')} is for images, but {texts[0].name} is text. Leave it out.")
     room: Any = of_texts if texts else of_images
     usual = OF_TEXTS if texts else Compared.method
-    named = peek(arguments, "method")
-    names = names_in("method", usual if named is None else named)
+    names = names_in("method", peek(arguments, "method", usual))
     if names == (ALL,):
         names = tuple(name for name, kind in room.METHODS.items() if kind.learns and name != INSTRUCTION)
         names += (INSTRUCTIONS,) if texts else ()

@@ -64,8 +64,7 @@ class Settings:
 
 def run(arguments: Sequence[str], prog: str) -> None:
     """Search, and write the result."""
-    named = peek(arguments, "method")
-    name = Settings.method if named is None else named
+    name = peek(arguments, "method", Settings.method)
     settings = merged_settings(method_types(name))
     groups = {"run": Settings, "workers": WorkerSettings, "method": settings, "recipe": Recipe}
     form = make_dataclass("Tune", groups.items(), frozen=True)

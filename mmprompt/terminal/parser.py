@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints, overload
 
 from mmprompt.errors import UserError, bad_file, bad_value, unknown_name
 from mmprompt.settings import expanded
@@ -329,7 +329,11 @@ def typed(arguments: Sequence[str], name: str) -> str | None:
     return found
 
 
-def peek(arguments: Sequence[str], name: str) -> str | None:
+@overload
+def peek(arguments: Sequence[str], name: str) -> str | None: ...
+@overload
+def peek(arguments: Sequence[str], name: str, default: str) -> str: ...
+def peek(arguments: Sequence[str], name: str, default: str | None = None) -> str | None:
     """Return the value that a command line gives to an option, or the file that it names, before there is a parser.
 
     Which options exist depends on the method, so the method has to be known first.
@@ -337,7 +341,7 @@ def peek(arguments: Sequence[str], name: str) -> str | None:
     found = typed(arguments, name)
     if found is None:
         value = saved_settings(arguments).get(name.replace("-", "_"))
-        return None if value is None else str(_worded(value))
+        return default if value is None else str(_worded(value))
     return found
 
 

@@ -166,14 +166,13 @@ def conclude_training(output: Output, settings: Settings, result: Result[Caption
 
 def read_train(arguments: Sequence[str], prog: str) -> tuple[Settings, Recipe, Method | None]:
     """Read a command line of `caption train`, whose options depend on the method; None for `auto` and for a mapper."""
-    is_embedded = (peek(arguments, "data") or DEFAULT_SET) in EMBEDDED
-    named = peek(arguments, "method")
-    name = named if named is not None else "prompt-tuning" if is_embedded else AUTO
+    is_embedded = peek(arguments, "data", DEFAULT_SET) in EMBEDDED
+    name = peek(arguments, "method", "prompt-tuning" if is_embedded else AUTO)
     names = (*METHODS, BOTH, AUTO, MAPPER, MAPPER_AND_SOFT)
     if name not in names:
         raise unknown_name("method", name, names)
     kind: type[Any] = METHODS.get(name, PromptTuning)
-    places = (peek(arguments, "backbone") or Settings.backbone, "captioning")
+    places = (peek(arguments, "backbone", Settings.backbone), "captioning")
     recipe = MAPPER_RECIPE if name in (MAPPER, MAPPER_AND_SOFT) else resolved_recipe(kind, places, {}, None)
     if given_names(arguments, LENGTHS):  # in place of the length that was measured
         recipe = Recipe(**{option: value for option, value in recipe.given.items() if option not in LENGTHS})

@@ -133,7 +133,7 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     if typed(arguments, "data"):
         saved = {key: value for key, value in saved.items() if key not in {"root", "template"}}
     named = peek(arguments, "method")
-    default = default_method(peek(arguments, "backbone") or Settings.backbone)
+    default = default_method(peek(arguments, "backbone", Settings.backbone))
     name = default.method if named is None else named
     names = [part.strip().replace("-", "_") for part in name.split("+")]
     kinds = dict(zip(names, method_types(name), strict=True))
@@ -143,7 +143,7 @@ def read_call(arguments: Sequence[str], prog: str) -> Call:
     start = filled(form, first_values(arguments, groups) | {"method": name})
     read: Any = parse(form, arguments, prog, DESCRIPTION, start, saved)
     settings = {key: value for group in kinds for key, value in asdict(getattr(read, group)).items()}
-    images = read.images if read.images.data else replace(read.images, data=DATA)
+    images = replace(read.images, data=DATA) if read.images.data is None else read.images
     method = make_method(name, settings)
     refuse_idle_recipe(typed_recipe(arguments), {name: method})
     recipe = read.recipe if method.is_trained else Recipe()
@@ -154,12 +154,12 @@ def first_values(arguments: Sequence[str], groups: Mapping[str, Any]) -> dict[st
     """Return the values that options start from: what suits the data set and the backbone."""
     from mmprompt.data.catalog import recipe_of
 
-    name, folder = peek(arguments, "data") or DATA, peek(arguments, "datasets-dir")
+    name, folder = peek(arguments, "data", DATA), peek(arguments, "datasets-dir")
     of_data: Mapping[str, Any] = {}
     if own_path(name, None if folder is None else Path(folder)) is None:
         of_data = recipe_of(name, folder)
     kinds = [kind for kind in groups.values() if hasattr(kind, "recipe")]
-    places = (peek(arguments, "backbone") or Settings.backbone, "classification")
+    places = (peek(arguments, "backbone", Settings.backbone), "classification")
     leading = next((kind for kind in kinds if kind.learns), kinds[0])
     suited = resolved_recipe(leading, places, of_data, None).given
     if not peek(arguments, "ctx-init"):

@@ -114,14 +114,13 @@ def joined(methods: Sequence[DecoderMethod]) -> DecoderMethod:
 
 def read_call(arguments: Sequence[str], prog: str) -> Call:
     """Read a command line of `llm train`, whose options depend on the method."""
-    named = peek(arguments, "method")
-    name = Settings.method if named is None else named
+    name = peek(arguments, "method", Settings.method)
     kinds = method_types(name)
     own = {part.strip().replace("-", "_"): kind for part, kind in zip(name.split("+"), kinds, strict=True)}
     starts = {"start": PromptInit} if any(issubclass(kind, STARTING) for kind in kinds) else {}
     parts: dict[str, Any] = {"run": Settings, "rows": Learning, **own, **starts, "recipe": Recipe}
     form = make_dataclass("Train", [*parts.items(), ("loading", Loading)], frozen=True)
-    places = (peek(arguments, "backbone") or Settings.backbone, "language")
+    places = (peek(arguments, "backbone", Settings.backbone), "language")
     chosen = [kind(**measured_for(kind, *places).settings) for kind in kinds]
     recipe = resolved_recipe(joined(chosen), places, {}, None)
     defaults = form(Settings(), Learning(), *chosen, *(kind() for kind in starts.values()), recipe, Loading())
@@ -178,8 +177,7 @@ class SearchSettings:
 
 def run_search(arguments: Sequence[str], prog: str) -> None:
     """Search words and show them."""
-    named = peek(arguments, "search")
-    name = SearchSettings.search if named is None else named
+    name = peek(arguments, "search", SearchSettings.search)
     if name not in SEARCHES:
         raise unknown_name("search", name, SEARCHES)
     search = SEARCHES[name]
