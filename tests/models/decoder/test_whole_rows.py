@@ -125,6 +125,7 @@ def test_a_model_without_keys_and_values_says_so_once_and_takes_no_prefix(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = model_of(kind)
+    caplog.clear()  # where no test before this one has made the model
     with caplog.at_level(logging.WARNING, "mmprompt"):
         again = FrozenLanguageModel(kind, model.lm, model.tokenizer)
         again.predict({}, QUESTIONS[:0] or [Question((5,), ((6,),))])
