@@ -91,10 +91,15 @@ def sections_of(classifier: Classifier, data: Dataset, asked: Asked) -> tuple[st
     return headline, [section for section in sections if section is not None]
 
 
-def temperature_of(classifier: Classifier, data: Dataset) -> float:
-    """Return the temperature that is best on the validation images."""
+def need_validation(data: Dataset) -> None:
+    """Refuse data without images that a temperature could be fitted on."""
     if not data.val:
         raise UserError(f"{data.name} has no validation images to fit a temperature on. Give data with a val part.")
+
+
+def temperature_of(classifier: Classifier, data: Dataset) -> float:
+    """Return the temperature that is best on the validation images."""
+    need_validation(data)
     probabilities = classifier.probabilities([item.path for item in data.val])
     return fit_temperature(probabilities, np.array([item.label for item in data.val]))
 

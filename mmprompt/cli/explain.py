@@ -79,8 +79,10 @@ def run(arguments: Sequence[str], prog: str) -> None:
     from mmprompt.reports.explanation import data_of, explain
 
     data = data_of(header["kind"], settings.run, header["training"], settings.data, settings.root)
-    if settings.calibrated is not None and not data.val:
-        raise UserError(f"{data.name} has no validation images to fit a temperature on. Give data with a val part.")
+    if settings.calibrated is not None:
+        from mmprompt.classification.explanation import need_validation
+
+        need_validation(data)
     with ProgressDisplay() as progress:
         what = (settings.split, settings.words, settings.to_words, progress.count, settings.device)
         explanation = explain(settings.run, data, settings.backbone, *what)

@@ -69,6 +69,16 @@ def test_what_cannot_be_is_refused_in_one_line(case: str, run_folder: Path, caps
     assert "Traceback" not in error
 
 
+def test_a_temperature_without_images_to_fit_it_on_is_refused_before_there_is_a_page(
+    run_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    new, told = tmp_path / "new", tmp_path / "told"
+    assert main(["explain", str(run_folder), "--calibrated", str(new), "--out", str(told)]) == 2
+    assert "has no validation images to fit a temperature on" in capsys.readouterr().err
+    assert not new.exists()
+    assert not told.exists()
+
+
 def test_a_run_that_is_here_goes_by_its_name(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run_folder)
     assert mp.explain(".", device="cpu").run == run_folder.name
